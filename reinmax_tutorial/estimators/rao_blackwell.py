@@ -1,0 +1,176 @@
+"""Gumbel-Rao and ReinMax-Rao: average the noise out, keep the sample."""
+
+from __future__ import annotations
+
+import math
+
+import torch
+from torch import Tensor
+
+from reinmax_tutorial.categorical import (
+    Draw,
+    Generator,
+    exponential,
+    softmax_vjp,
+    softplus,
+)
+
+TILE = 2**18
+"""Noise numbers held at once, for each member of an ensemble."""
+
+
+def mean_conditional_vjp(
+    log_weights: Tensor,
+    one_hot: Tensor,
+    cotangent: Tensor,
+    *,
+    temperature: float,
+    inner_samples: int,
+    generator: Generator,
+) -> Tensor:
+    """GR_K g: the mean over K of J(softmax(x_k/τ)) g / τ, x_k given argmax = D.
+
+    Only differences to x_D matter, and they have a closed form in log space:
+
+        x_i - x_D = -softplus(log E_i - log E_D - log w_i),   E iid Exp(1)
+
+    so that with u_i = exp((x_i - x_D)/τ) and u_D = 1, softmax(x/τ) = u / Σu. The
+    weight of D itself is never read. Draws are streamed: memory is that of a tile,
+    whatever K.
+
+    Args:
+        log_weights: log w_i, normalised where conditioning needs it, [*batch, C].
+        one_hot: D, shape [*batch, C].
+        cotangent: g, shape [*batch, C].
+        temperature: τ > 0.
+        inner_samples: K ≥ 1.
+        generator: where E comes from.
+
+    Returns:
+        Shape [*batch, C].
+    """
+    shape, C = cotangent.shape, cotangent.shape[-1]
+    chosen = (one_hot > 0.5).reshape(-1, 1, C)
+    log_w = log_weights.expand(shape).reshape(-1, 1, C)
+    g = cotangent.reshape(-1, C, 1)
+    N = g.shape[0]
+    per_member = N * C // getattr(generator, "members", 1)
+    tile = max(1, TILE // max(1, per_member))
+    mean_y, mean_y_yg = torch.zeros_like(g), torch.zeros_like(g)
+    for start in range(0, inner_samples, tile):
+        k = min(tile, inner_samples - start)
+        log_E = exponential((N, k, C), cotangent, generator).log()
+        log_E_D = (log_E * chosen).sum(-1, keepdim=True)
+        lead = softplus(log_E - log_E_D - log_w).masked_fill(chosen, 0.0)
+        u = (lead / -temperature).exp()
+        total = u.sum(-1, keepdim=True)
+        y_g = (u @ g) / total
+        mean_y = mean_y + u.mT @ (1 / total)
+        mean_y_yg = mean_y_yg + u.mT @ (y_g / total)
+    mean = (mean_y * g - mean_y_yg) / (inner_samples * temperature)
+    return mean.reshape(shape)
+
+
+def gumbel_rao(
+    logits: Tensor,
+    draw: Draw,
+    cotangent: Tensor,
+    *,
+    temperature: float = 1.0,
+    inner_samples: int = 100,
+    generator: Generator = None,
+) -> Tensor:
+    """Gumbel-Rao: Straight-Through Gumbel-Softmax, averaged over the noise given D.
+
+        1/K Σ_k J(softmax(x_k/τ)) g / τ,    x_k ~ θ + G given argmax = D
+
+    The noise is held fixed: the derivative does not pass through the conditional
+    law of x_k.
+
+    Promise: the mean of gumbel_softmax, with no larger total variance, falling in K.
+    Cost: K softmaxes, streamed; one evaluation of f.
+
+    Args:
+        logits: θ, shape [*batch, C].
+        draw: the sample; only draw.one_hot, shape [*batch, C], is used.
+        cotangent: g = ∂f/∂z at z = D, shape [*batch, C].
+        temperature: τ > 0, dimensionless.
+        inner_samples: K ≥ 1, conditional noise draws inside one estimate.
+        generator: where the inner noise comes from.
+
+    Returns:
+        The estimate in θ, shape [*batch, C], in nats per logit.
+
+    Source: Paulus, Maddison, Krause (2021), arXiv:2010.04838. Chapter 7.
+    """
+    return mean_conditional_vjp(
+        logits.log_softmax(-1),
+        draw.one_hot,
+        cotangent,
+        temperature=temperature,
+        inner_samples=inner_samples,
+        generator=generator,
+    )
+
+
+def rao_midpoint(
+    logits: Tensor,
+    draw: Draw,
+    cotangent: Tensor,
+    *,
+    temperature: float,
+    inner_samples: int,
+    generator: Generator,
+) -> Tensor:
+    """GR_K(θ_D | D, τ) g: Gumbel-Rao halfway to the sample, w_i = π_i/2 for i ≠ D."""
+    return mean_conditional_vjp(
+        logits.log_softmax(-1) - math.log(2),
+        draw.one_hot,
+        cotangent,
+        temperature=temperature,
+        inner_samples=inner_samples,
+        generator=generator,
+    )
+
+
+def reinmax_rao(
+    logits: Tensor,
+    draw: Draw,
+    cotangent: Tensor,
+    *,
+    temperature: float = 1.0,
+    inner_samples: int = 100,
+    generator: Generator = None,
+) -> Tensor:
+    """ReinMax-Rao: ReinMax with its midpoint smoothed by conditional Gumbel noise.
+
+        2 GR_K(θ_D | D, τ) g - ½ J(π) g,    θ_D = log((π + D)/2)
+
+    It differs from reinmax by GR_K where reinmax has J((π + D)/2).
+
+    Promise: none; it is not ReinMax in the mean, not even for linear f: it trades
+    bias for variance.
+    Cost: K softmaxes, streamed; one evaluation of f.
+
+    Args:
+        logits: θ, shape [*batch, C].
+        draw: the sample; only draw.one_hot, shape [*batch, C], is used.
+        cotangent: g = ∂f/∂z at z = D, shape [*batch, C].
+        temperature: τ > 0, dimensionless.
+        inner_samples: K ≥ 1, conditional noise draws inside one estimate.
+        generator: where the inner noise comes from.
+
+    Returns:
+        The estimate in θ, shape [*batch, C], in nats per logit.
+
+    Source: Wang, Bui (2026), arXiv:2603.08257. Chapter 7.
+    """
+    smoothed = rao_midpoint(
+        logits,
+        draw,
+        cotangent,
+        temperature=temperature,
+        inner_samples=inner_samples,
+        generator=generator,
+    )
+    return 2 * smoothed - 0.5 * softmax_vjp(logits.softmax(-1), cotangent)
