@@ -30,7 +30,7 @@ CELL_METADATA = ("tags", "mystnb")
 
 
 def strip(notebook):
-    """Remove old outputs and all metadata that the book does not use."""
+    """Remove old outputs and metadata that the book does not use."""
     notebook.metadata = nbformat.from_dict(NOTEBOOK_METADATA)
     for cell in notebook.cells:
         kept = {

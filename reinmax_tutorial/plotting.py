@@ -13,6 +13,8 @@ import pandas as pd
 import torch
 from matplotlib.axes import Axes
 
+from reinmax_tutorial.estimators import ESTIMATORS
+
 # Okabe and Ito's palette: eight hues that stay distinct for colour-blind readers.
 BLACK = "#000000"
 ORANGE = "#E69F00"
@@ -30,7 +32,6 @@ STYLES = {
     "straight_through": (VERMILION, "-"),
     "darn": (VERMILION, "--"),
     "weighted_endpoints": (VERMILION, ":"),
-    "mve": (VERMILION, "-."),
     # ReinMax and what is built on it
     "reinmax": (BLUE, "-"),
     "reinmax_rao": (BLUE, "--"),
@@ -86,7 +87,7 @@ def use_style() -> None:
 
 
 def line_style(name: str) -> dict[str, str]:
-    """Colour and line style of an estimator, ready for `ax.plot(..., **line_style(name))`.
+    """Colour and line style of an estimator, as keyword arguments of `ax.plot`.
 
     Args:
         name: A key of `ESTIMATORS`.
@@ -121,7 +122,7 @@ def plot_bias_variance(ax: Axes, table: pd.DataFrame) -> Axes:
     for name in names:
         rows = table[table["estimator"] == name]
         style = line_style(name)
-        ax.plot(rows["bias"], rows["variance"], "o", label=_label(name), **style)
+        ax.plot(rows["bias"], rows["variance"], marker="o", label=_label(name), **style)
         if len(names) <= DIRECT_LABELS:
             end = (rows["bias"].iloc[-1], rows["variance"].iloc[-1])
             _direct_label(ax, name, end)
@@ -216,8 +217,6 @@ def plot_matrix(ax: Axes, matrix: torch.Tensor) -> Axes:
 
 def _label(name: str) -> str:
     """The estimator's name for readers, from its record."""
-    from reinmax_tutorial.estimators import ESTIMATORS
-
     return ESTIMATORS[name].label
 
 
