@@ -252,7 +252,7 @@ def expected_loss(
         estimator,
         generator=generator,
         draw=draw,
-        baseline=baseline,
+        baseline=None if baseline is None else baseline / M,  # the cotangents carry 1/M
         validate=False,
         **options,
     )
