@@ -14,16 +14,36 @@ from reinmax_tutorial.estimators.record import OPTIONS
 BOOK = Path(__file__).resolve().parent
 
 
-def promise_in_words(promise):
+def settings(record, options):
+    """Options by their symbols: `τ = 1, K = 100`."""
+    symbols = {
+        key: OPTIONS[record.renamed.get(key, key)].symbol
+        for key in options
+    }
+    return ", ".join(
+        f"{symbols[key]} = {value:g}"
+        if isinstance(value, float)
+        else f"{symbols[key]} = {value}"
+        for key, value in options.items()
+    )
+
+
+def promise_in_words(record, promise):
     """`degree 2`, `unbiased` or `biased`, and at which options."""
-    if promise.exact == "unbiased":
-        words = "unbiased"
-    elif promise.exact == "none":
-        words = "biased for linear $f$"
-    else:
-        words = f"exact to degree {promise.exact}"
-    at = ", ".join(f"`{k}={v!r}`" for k, v in promise.options.items())
+    words = {"none": "biased", "unbiased": "unbiased"}.get(
+        promise.exact, f"degree {promise.exact}"
+    )
+    at = settings(record, promise.options)
     return f"{words} at {at}" if at else words
+
+
+def promises_in_words(record):
+    """The promise at the defaults, then those that differ from it."""
+    first, *others = record.promises
+    differ = [case for case in others if case.exact != first.exact]
+    return "; ".join(
+        promise_in_words(record, case) for case in (first, *differ)
+    )
 
 
 def row(*cells):
@@ -42,26 +62,15 @@ def formula_table():
 
 def promise_table():
     """Promise, cost, options and source of all, for api.md."""
-    head = (
-        "key",
-        "promise",
-        "evaluations of $f$",
-        "options",
-        "source",
-        "chapter",
-    )
+    head = ("key", "promise", "cost", "options", "source", "chapter")
     lines = [row(*head), row(*["---"] * len(head))]
     for name, record in ESTIMATORS.items():
-        options = ", ".join(
-            f"`{key}={default!r}`"
-            for key, default in record.options.items()
-        )
         lines.append(
             row(
                 f"`{name}`",
-                "; ".join(map(promise_in_words, record.promises)),
+                promises_in_words(record),
                 f"${record.cost.label}$",
-                options or "none",
+                settings(record, record.options) or "none",
                 record.source,
                 str(record.chapter),
             )

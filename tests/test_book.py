@@ -150,6 +150,14 @@ def test_code_fits_on_a_phone(path):
 
 
 @chapters
+def test_no_semicolon_silences_a_cell(path):
+    # nbval runs cells without history, and IPython then ignores the semicolon
+    for cell in code_cells(read(path)):
+        last = cell.source.rstrip().splitlines()[-1]
+        assert not last.endswith(";"), f"{cell.id}: write `_ = ...` instead"
+
+
+@chapters
 def test_first_code_cell_is_the_common_set_up(path):
     first = code_cells(read(path))[0]
     assert first.source == SET_UP
