@@ -137,7 +137,7 @@ def draw(logits: Tensor, *, generator: Generator = None, gumbel: bool = False) -
     if working.dtype in (torch.float16, torch.bfloat16):
         working = working.float()
     noise = -exponential(working.shape, working, generator).log()
-    one_hot = one_hot_argmax(working + noise).to(logits.dtype)
+    one_hot = one_hot_argmax(working.log_softmax(-1) + noise).to(logits.dtype)
     return Draw(one_hot, noise if gumbel else None)
 
 

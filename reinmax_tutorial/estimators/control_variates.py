@@ -51,7 +51,7 @@ def single_sample(
     if coupling == "forward":
         y = ((theta_D + noise) / temperature).softmax(-1)
     else:  # "released"
-        relaxed = ((logits + noise) / temperature).softmax(-1)
+        relaxed = ((logits.log_softmax(-1) + noise) / temperature).softmax(-1)
         y = (theta_D + relaxed).softmax(-1)
     return softmax_vjp(y, cotangent) / temperature
 

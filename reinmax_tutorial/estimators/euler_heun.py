@@ -62,9 +62,6 @@ def reinmax(
     Source: Liu et al. (2023), arXiv:2304.08612. Chapter 4.
     """
     pi = logits.softmax(-1)
-    if temperature == 1:  # ½[π ⊙ (g - g_D) + D (g_D - ⟨π, g⟩)]: the same, cheaper
-        g_D = (draw.one_hot * cotangent).sum(-1, keepdim=True)
-        mean_g = (pi * cotangent).sum(-1, keepdim=True)
-        return 0.5 * (pi * (cotangent - g_D) + draw.one_hot * (g_D - mean_g))
-    midpoint = ((logits / temperature).softmax(-1) + draw.one_hot) / 2
+    p = pi if temperature == 1 else (logits / temperature).softmax(-1)
+    midpoint = (p + draw.one_hot) / 2
     return 2 * softmax_vjp(midpoint, cotangent) - 0.5 * softmax_vjp(pi, cotangent)

@@ -6,6 +6,7 @@ import inspect
 import math
 from collections.abc import Callable
 from dataclasses import dataclass, field
+from functools import cached_property
 from numbers import Integral, Real
 from typing import Any, Literal, NamedTuple
 
@@ -113,6 +114,7 @@ class Estimator:
         random: draws noise of its own; the formula takes `generator`.
         fewest_samples: smallest M.
         most_samples: largest M, None for no limit.
+        fixed_draws: independent draws of D in one estimate, where that is not M.
         renamed: option name to the entry of OPTIONS that checks it, where they differ.
     """
 
@@ -131,9 +133,10 @@ class Estimator:
     random: bool = False
     fewest_samples: int = 1
     most_samples: int | None = None
+    fixed_draws: int | None = None
     renamed: dict[str, str] = field(default_factory=dict)
 
-    @property
+    @cached_property
     def options(self) -> dict[str, Any]:
         """Option names and their defaults, read from the signature."""
         signature = inspect.signature(self.formula or self.objective)
@@ -160,6 +163,10 @@ class Estimator:
             option = OPTIONS[self.renamed.get(name, name)]
             if not option.accepts(value):
                 raise ValueError(f"{name} must be {option.allowed}, got {value!r}")
+
+    def num_draws(self, num_samples: int) -> int:
+        """Independent draws of D in one estimate: what `draw=` carries."""
+        return num_samples if self.fixed_draws is None else self.fixed_draws
 
     def evaluations(self, num_categories: int, num_latents: int, num_samples: int):
         """Evaluations of f in one estimate."""
@@ -190,7 +197,7 @@ class Estimator:
         self.check_options(options)
         check_logits(logits, validate=validate)
         check_same_shape("cotangent", cotangent, logits)
-        check_draw(draw, logits, validate=validate)
+        check_draw(draw, logits, validate=False)  # formulas may be asked at soft D
         noise = {"generator": generator} if self.random else {}
         working = promoted(logits)
         draw = Draw(*(None if x is None else x.to(working.dtype) for x in draw))

@@ -43,7 +43,8 @@ def gumbel_softmax(
     Source: Jang, Gu, Poole (2017); Maddison, Mnih, Teh (2017). Chapter 6.
     """
     noise = conditional_noise(logits, draw, generator)
-    y = ((logits + noise) / temperature).softmax(-1)
+    log_pi = logits.log_softmax(-1)  # θ up to a constant; θ + G could round G away
+    y = ((log_pi + noise) / temperature).softmax(-1)
     return softmax_vjp(y, cotangent) / temperature
 
 
