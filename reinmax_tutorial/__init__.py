@@ -13,6 +13,7 @@ from reinmax_tutorial.estimators import (
     sample,
 )
 from reinmax_tutorial.estimators import reinmax_and_probabilities as reinmax
+from reinmax_tutorial.measurement import measure
 
 __all__ = [
     "ESTIMATORS",
@@ -20,6 +21,7 @@ __all__ = [
     "draw",
     "exact_gradient",
     "expected_loss",
+    "measure",
     "reinmax",
     "sample",
 ]
