@@ -217,7 +217,7 @@ def check_solution(name, following):
     if start.startswith("```{solution-start}"):
         assert solution[-1].source.startswith("```{solution-end}"), name
         code = [cell for cell in solution if cell.cell_type == "code"]
-        assert any(line.startswith("assert") for line in code_lines(code[-1])), name
+        assert any("assert " in line for line in code_lines(code[-1])), name
 
 
 def test_exercise_and_figure_names_are_unique():
