@@ -1,0 +1,370 @@
+"""Members trained as one: M models of one shape, each blind to its neighbours.
+
+Every random number of a member is a function of its own seed and of the step: its
+starting point, the order of its images, its samples and its inner noise. So a member
+is the same alone and in company, and a run continued from a checkpoint is the run
+that was never interrupted; there is no generator state to save.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+from collections.abc import Sequence
+
+import torch
+from torch import Tensor
+
+from reinmax_tutorial.categorical import CounterGenerator, Draw, draw
+from reinmax_tutorial.data import ImageData, Split, scaled
+from reinmax_tutorial.estimators import ESTIMATORS, expected_loss, sample
+from reinmax_tutorial.experiments.config import TrainConfig
+from reinmax_tutorial.experiments.optimisers import (
+    DeviceOptimiser,
+    FusedOptimiser,
+    member_slices,
+)
+from reinmax_tutorial.vae import VAE, ScoreBaseline, kl_to_uniform
+
+METRICS = ("negative_elbo", "reconstruction", "kl")
+TRAINING, ORDER, EVALUATION, BOUND = range(4)
+"""Purposes of noise: each has a stream of its own."""
+
+BASELINE_RATE = 1e-3
+"""Learning rate of a learned baseline, with Adam."""
+
+BASELINE_MEMORY = 0.99
+"""Weight of the past in the running constant baseline, per step."""
+
+SHARED = (
+    "num_categories num_latents dataset binarised protocol batch_size epochs "
+    "evaluate_every bound_samples snapshot_every precision num_samples"
+).split()
+"""Fields that the members of one ensemble must have in common."""
+
+
+def stack_key(config: TrainConfig) -> tuple:
+    """Members with equal keys can be trained as one."""
+    alone = "" if config.is_pathwise else config.estimator
+    return (*(getattr(config, name) for name in SHARED), alone)
+
+
+def member_order(config: TrainConfig) -> tuple:
+    """Sorting key that puts members with one optimiser and one estimator together."""
+    return (
+        config.optimizer,
+        config.learning_rate,
+        config.estimator,
+        config.baseline,
+        tuple(map(str, config.options.items())),
+        config.seed,
+    )
+
+
+def stream_keys(seeds: Tensor, purpose: int, position: Tensor | int) -> Tensor:
+    """One int64 key per member for a purpose at a step; shape of `seeds`.
+
+    Seed, purpose and position are multiplied by odd constants before they meet, and
+    the sum is hashed.
+    """
+    mixed = seeds * 0x1D8E4E27C47D124F + (purpose + 1) * 0x2545F4914F6CDD1D
+    place = torch.as_tensor(position, device=seeds.device) * 0x369DEA0F31A53F85
+    return CounterGenerator(mixed + place).spawn()
+
+
+class Ensemble:
+    """M VAEs in training.
+
+    Args:
+        configs: one per member; equal in all the fields of SHARED.
+        data: the images.
+        device: where to train.
+        compiled: on a GPU, compile the optimiser's update.
+    """
+
+    def __init__(
+        self,
+        configs: Sequence[TrainConfig],
+        data: ImageData,
+        *,
+        device: torch.device | str = "cpu",
+        compiled: bool = False,
+    ):
+        if len({stack_key(config) for config in configs}) != 1:
+            raise ValueError(
+                f"members of an ensemble must agree in {', '.join(SHARED)}, and "
+                "estimators that need values of f train with their like"
+            )
+        self.configs = sorted(configs, key=member_order)
+        self.config = config = self.configs[0]
+        self.device = torch.device(device)
+        double = config.precision == "float64"
+        self.dtype = torch.float64 if double else torch.float32
+        self.data = data
+        self.train = data.train.to(self.device)
+        seeds = [member.seed for member in self.configs]
+        self.seeds = torch.tensor(seeds, device=self.device)
+        shape = (config.num_categories, config.num_latents)
+        vae = VAE(data.train.num_pixels, *shape, seeds=seeds)
+        self.vae = vae.to(self.device, self.dtype)
+        self.steps_per_epoch = len(data.train) // config.batch_size
+        if self.steps_per_epoch < 1:
+            raise ValueError(
+                f"batch_size {config.batch_size} exceeds the {len(data.train)} "
+                "training images"
+            )
+        settings = [
+            dataclasses.replace(member, seed=0, optimizer="adam", learning_rate=1.0)
+            for member in self.configs
+        ]
+        self.groups = [
+            Group(self, start, stop) for start, stop in member_slices(settings)
+        ]
+        self.optimiser = self._optimiser(
+            list(self.vae.parameters()),
+            [member.optimizer for member in self.configs],
+            [member.learning_rate for member in self.configs],
+            compiled,
+        )
+        learned = [group.network for group in self.groups if group.network]
+        self.baseline_optimisers = [
+            self._optimiser(
+                list(network.parameters()),
+                ["adam"] * len(network.last.bias),
+                [BASELINE_RATE] * len(network.last.bias),
+                compiled,
+            )
+            for network in learned
+        ]
+        members = len(self.configs)
+        self.step = torch.zeros((), dtype=torch.int64, device=self.device)
+        self.alive = torch.ones(members, dtype=torch.bool, device=self.device)
+        self.failed_at = torch.full_like(self.seeds, -1)
+        self.sums = torch.zeros(3, members, dtype=torch.float64, device=self.device)
+        used = self.steps_per_epoch * config.batch_size
+        self.order = torch.zeros(members, used, dtype=torch.int64, device=self.device)
+        self.offsets = torch.arange(config.batch_size, device=self.device)
+
+    def _optimiser(self, parameters, kinds, rates, compiled):
+        if self.device.type == "cpu":
+            return FusedOptimiser(parameters, kinds, rates)
+        return DeviceOptimiser(parameters, kinds, rates, compiled=compiled)
+
+    def begin_epoch(self, epoch: int) -> None:
+        """Shuffle: one permutation per seed and epoch (1 is the first)."""
+        keys = stream_keys(self.seeds.cpu(), ORDER, epoch).tolist()
+        orders = {}
+        for seed, key in zip(self.seeds.tolist(), keys, strict=True):
+            if seed not in orders:
+                shuffler = torch.Generator().manual_seed(key)
+                orders[seed] = torch.randperm(len(self.train), generator=shuffler)
+        rows = [orders[seed] for seed in self.seeds.tolist()]
+        self.order.copy_(torch.stack(rows)[:, : self.order.shape[1]])
+        self.sums.zero_()
+
+    def next_images(self) -> Tensor:
+        """The batch of this step, [M, B, pixels] in [0, 1]."""
+        within = self.step % self.steps_per_epoch
+        columns = within * self.config.batch_size + self.offsets
+        index = self.order.index_select(1, columns)
+        return scaled(self.train.pixels[index], self.train.levels, self.dtype)
+
+    def train_step(self) -> None:
+        """One update of every member; nothing is read back from the device."""
+        images = self.next_images()
+        keys = stream_keys(self.seeds, TRAINING, self.step)
+        logits, features = self.vae.encode(images)
+        if self.config.is_pathwise:
+            codes = [group.codes(logits, features, keys) for group in self.groups]
+            codes = codes[0] if len(codes) == 1 else torch.cat(codes)
+            reconstruction = self.vae.reconstruction(codes, images)
+        else:
+            reconstruction = self.groups[0].lifted(logits, images, keys)
+        kl = kl_to_uniform(logits)
+        loss = reconstruction + kl
+        loss.sum().backward()
+        with torch.no_grad():
+            parts = torch.stack([loss, reconstruction, kl]).detach()
+            self.sums += parts.sum(-1)
+            self._check(loss)
+            for group in self.groups:
+                group.learn()
+            parameters = self.optimiser.parameters
+            torch._foreach_div_(
+                [p.grad for p in parameters], float(self.config.batch_size)
+            )
+            for optimiser in (self.optimiser, *self.baseline_optimisers):
+                alive = self.alive if optimiser is self.optimiser else None
+                optimiser.step(alive)
+                optimiser.zero_grad()
+            self.step += 1
+
+    def _check(self, loss: Tensor) -> None:
+        """Flag the members whose loss or gradient is not finite."""
+        finite = loss.isfinite().all(1)
+        for layer in (*self.vae.encoder, *self.vae.decoder):
+            finite &= layer.bias.grad.sum((1, 2)).isfinite()
+        newly = self.alive & ~finite
+        self.failed_at.copy_(torch.where(newly, self.step, self.failed_at))
+        self.alive &= finite
+
+    def training_metrics(self) -> dict[str, Tensor]:
+        """Means over the epoch, in nats per image, [M] each; NaN for the failed."""
+        images = self.steps_per_epoch * self.config.batch_size
+        means = torch.where(self.alive, self.sums / images, torch.nan).cpu()
+        return dict(zip(METRICS, means, strict=True))
+
+    @torch.no_grad()
+    def held_out_metrics(
+        self, split: Split, *, epoch: int, which: int, bound_samples: int = 0
+    ) -> dict[str, Tensor]:
+        """One pass over held-out images, one hard sample each, [M] each.
+
+        Args:
+            split: the images.
+            epoch: selects the noise.
+            which: number of the split; selects the noise.
+            bound_samples: samples of the importance-weighted bound; 0 leaves it out.
+        """
+        position = 8 * epoch + which
+        noise = CounterGenerator(stream_keys(self.seeds, EVALUATION, position))
+        inner = CounterGenerator(stream_keys(self.seeds, BOUND, position))
+        members = len(self.configs)
+        sums = torch.zeros(4, members, dtype=torch.float64, device=self.device)
+        step = 500 if not bound_samples else max(1, 20_000 // (bound_samples * members))
+        for pixels in split.pixels.split(step):
+            pixels = pixels.to(self.device)
+            images = scaled(pixels, split.levels, self.dtype)
+            images = images.expand(members, *images.shape)
+            parts = list(self.vae.negative_elbo(images, generator=noise))
+            if bound_samples:
+                parts.append(
+                    self.vae.importance_weighted_bound(
+                        images, num_samples=bound_samples, generator=inner
+                    )
+                )
+            for total, part in zip(sums, parts, strict=False):
+                total += part.sum(-1)
+        names = (*METRICS, "bound") if bound_samples else METRICS
+        means = torch.where(self.alive, sums / len(split), torch.nan).cpu()
+        return dict(zip(names, means, strict=False))
+
+    def state_dict(self) -> dict:
+        """All that the rest of the run depends on, apart from the settings."""
+        return {
+            "vae": self.vae.state_dict(),
+            "optimiser": self.optimiser.state_dict(),
+            "baselines": [group.state_dict() for group in self.groups],
+            "baseline_optimisers": [o.state_dict() for o in self.baseline_optimisers],
+            "step": self.step,
+            "alive": self.alive,
+            "failed_at": self.failed_at,
+        }
+
+    def load_state_dict(self, state: dict) -> None:
+        """Continue from a saved state, in place."""
+        self.vae.load_state_dict(state["vae"])
+        self.optimiser.load_state_dict(state["optimiser"])
+        for group, saved in zip(self.groups, state["baselines"], strict=True):
+            group.load_state_dict(saved)
+        for optimiser, saved in zip(
+            self.baseline_optimisers, state["baseline_optimisers"], strict=True
+        ):
+            optimiser.load_state_dict(saved)
+        for name in ("step", "alive", "failed_at"):
+            getattr(self, name).copy_(state[name])
+
+
+class Group:
+    """Neighbouring members with one estimator, its options and kind of baseline.
+
+    Args:
+        ensemble: whose members they are.
+        start: the first member.
+        stop: one past the last.
+    """
+
+    def __init__(self, ensemble: Ensemble, start: int, stop: int):
+        self.ensemble, self.members = ensemble, slice(start, stop)
+        config = ensemble.configs[start]
+        self.kind = config.baseline
+        self.estimator = ESTIMATORS[config.estimator]
+        self.options = config.options
+        self.num_samples = config.num_samples
+        self.network = self.kappa = None
+        if self.kind == "learned":
+            network = ScoreBaseline(
+                ensemble.vae.encoder[-1].weight.shape[1],
+                config.num_categories,
+                config.num_latents,
+                seeds=[member.seed for member in ensemble.configs[self.members]],
+            )
+            self.network = network.to(ensemble.device, ensemble.dtype)
+        # running Σ⟨u, r⟩ and Σ|u|² of past draws
+        shape = (2, stop - start, 1, 1, 1)
+        self.moments = torch.zeros(shape, dtype=ensemble.dtype, device=ensemble.device)
+
+    def codes(self, logits: Tensor, features: Tensor, keys: Tensor) -> Tensor:
+        """Hard samples that carry the estimator's gradient, [m, B, L, C]."""
+        logits, features = logits[self.members], features[self.members]
+        if self.kind == "learned":
+            self.kappa = self.network(features, logits)
+        elif self.kind == "constant":
+            product, square = self.moments
+            constant = product / square.clamp_min(1e-12)
+            self.kappa = constant.detach().requires_grad_()
+        codes = sample(
+            logits,
+            self.estimator.name,
+            generator=CounterGenerator(keys[self.members]),
+            baseline=self.kappa,
+            validate=False,
+            **self.options,
+        )
+        if self.kind == "constant":
+            u = codes.detach() - logits.detach().softmax(-1)
+            self.square = (u * u).sum((1, 2, 3), keepdim=True)
+        return codes
+
+    def lifted(self, logits: Tensor, images: Tensor, keys: Tensor) -> Tensor:
+        """The reconstruction with the gradient of an estimator that needs values."""
+        generator, M = CounterGenerator(keys), self.num_samples
+        # members lead while drawing, draws lead afterwards
+        wide = logits.detach().unsqueeze(1).expand(-1, M, -1, -1, -1)
+        one_hot = draw(wide, generator=generator).one_hot.transpose(0, 1)
+
+        def f(codes: Tensor) -> Tensor:
+            return self.ensemble.vae.reconstruction(codes, images)
+
+        return expected_loss(
+            f,
+            logits,
+            self.estimator.name,
+            num_samples=M,
+            generator=generator,
+            draw=Draw(one_hot),
+            validate=False,
+            **self.options,
+        )
+
+    def learn(self) -> None:
+        """After the backward pass: fold this draw into the running constant.
+
+        The gradient that κ received is -2 Σ⟨u, r - κu⟩, from which Σ⟨u, r⟩ follows.
+        """
+        if self.kind != "constant":
+            return
+        product = self.kappa.detach() * self.square - self.kappa.grad / 2
+        now = torch.stack([product, self.square])
+        self.moments.lerp_(now, 1 - BASELINE_MEMORY)
+        self.kappa = self.square = None
+
+    def state_dict(self) -> dict:
+        """The baseline's state."""
+        network = self.network.state_dict() if self.network else {}
+        return {"moments": self.moments, "network": network}
+
+    def load_state_dict(self, state: dict) -> None:
+        """Continue from a saved state."""
+        self.moments.copy_(state["moments"])
+        if self.network:
+            self.network.load_state_dict(state["network"])

@@ -1,0 +1,334 @@
+"""The trainer: optimisers, ensembles, resuming, sweeps, the command line."""
+
+import dataclasses
+
+import pytest
+import torch
+
+from reinmax_tutorial.data import ImageData, Split
+from reinmax_tutorial.estimators import ESTIMATORS
+from reinmax_tutorial.experiments.config import TrainConfig, parse_setting
+from reinmax_tutorial.experiments.ensemble import Ensemble, stack_key, stream_keys
+from reinmax_tutorial.experiments.optimisers import DeviceOptimiser, FusedOptimiser
+from reinmax_tutorial.experiments.runner import (
+    largest_divisor,
+    stack_name,
+    stacks,
+)
+from reinmax_tutorial.experiments.sweeps import SWEEPS, fair_search, stored_setting
+
+
+def tiny_data(images=40, pixels=9, seed=0):
+    g = torch.Generator().manual_seed(seed)
+
+    def split(n):
+        return Split(
+            torch.randint(17, (n, pixels), generator=g, dtype=torch.uint8),
+            torch.zeros(n, dtype=torch.int64),
+            16,
+        )
+
+    return ImageData("digits", split(images), split(0), split(20))
+
+
+TINY = TrainConfig(
+    dataset="digits",
+    num_categories=3,
+    num_latents=2,
+    batch_size=10,
+    epochs=50,
+    inner_samples=3,
+    precision="float64",
+    learning_rate=1e-3,
+)
+
+
+def trained(configs, epochs=50, data=None, spoil=None):
+    ensemble = Ensemble(configs, data or tiny_data())
+    if spoil is not None:
+        with torch.no_grad():
+            ensemble.vae.decoder[0].weight[spoil] = torch.nan
+    for epoch in range(1, epochs + 1):
+        ensemble.begin_epoch(epoch)
+        for _ in range(ensemble.steps_per_epoch):
+            ensemble.train_step()
+    return ensemble
+
+
+def variants():
+    change = dataclasses.replace
+    return [
+        change(TINY, estimator="reinmax", seed=3),
+        change(TINY, estimator="reinmax_rao", seed=3, temperature=0.7),
+        change(TINY, estimator="gumbel_softmax", seed=1, optimizer="radam"),
+        change(TINY, estimator="reinmax_cv", seed=1, coupling="released"),
+        change(TINY, estimator="reinmax", seed=4, baseline="learned"),
+        change(TINY, estimator="reinmax", seed=5, baseline="constant"),
+        change(TINY, estimator="reinmax", seed=6, learning_rate=3e-4),
+    ]
+
+
+def test_a_member_equals_the_model_trained_alone():
+    together = trained(variants())
+    for member, config in enumerate(together.configs):
+        alone = trained([config])
+        assert int(alone.step) == 200
+        for a, b in zip(together.vae.parameters(), alone.vae.parameters(), strict=True):
+            assert (a[member] - b[0]).abs().max() <= 1e-12, config.run_id
+
+
+def test_a_nan_in_one_member_leaves_the_others_bit_identical():
+    clean, spoilt = trained(variants(), 5), trained(variants(), 5, spoil=2)
+    assert spoilt.alive.tolist() == [m != 2 for m in range(7)]
+    assert int(spoilt.failed_at[2]) == 0 and (clean.failed_at == -1).all()
+    for a, b in zip(clean.vae.parameters(), spoilt.vae.parameters(), strict=True):
+        others = [m for m in range(7) if m != 2]
+        assert torch.equal(a[others], b[others])
+    assert spoilt.training_metrics()["kl"][2].isnan()
+    # frozen: what was finite in the failed member is as it started
+    start = Ensemble(variants(), tiny_data())
+    assert torch.equal(start.vae.encoder[0].weight[2], spoilt.vae.encoder[0].weight[2])
+
+
+def test_score_function_members_train_too():
+    config = dataclasses.replace(TINY, estimator="rloo", num_samples=2)
+    pair = [config, dataclasses.replace(config, seed=1)]
+    together, alone = trained(pair, 3), trained(pair[1:], 3)
+    for a, b in zip(together.vae.parameters(), alone.vae.parameters(), strict=True):
+        assert (a[1] - b[0]).abs().max() <= 1e-12
+    with pytest.raises(ValueError, match="members of an ensemble must agree"):
+        Ensemble([TINY, config], tiny_data())
+
+
+@pytest.mark.parametrize("kind", ["adam", "radam"])
+def test_both_optimisers_equal_torchs(kind):
+    g = torch.Generator().manual_seed(0)
+
+    def fresh():
+        return torch.nn.Parameter(start.clone())
+
+    start = torch.randn(2, 3, 4, dtype=torch.float64, generator=g)
+    mine, other, whole = fresh(), fresh(), fresh()
+    kinds, rates = [kind, "adam"], [3e-3, 1e-2]
+    fused, device = (
+        o([p], kinds, rates)
+        for o, p in ((FusedOptimiser, mine), (DeviceOptimiser, other))
+    )
+    torchs = {"adam": torch.optim.Adam, "radam": torch.optim.RAdam}
+    references = []
+    for m in range(2):
+        part = torch.nn.Parameter(start[m].clone())
+        references.append((part, torchs[kinds[m]]([part], lr=rates[m])))
+    for _ in range(20):
+        gradient = torch.randn(whole.shape, dtype=torch.float64, generator=g)
+        for p, optimiser in ((mine, fused), (other, device)):
+            p.grad = gradient.clone()
+            optimiser.step()
+        for m, (part, reference) in enumerate(references):
+            part.grad = gradient[m].clone()
+            reference.step()
+        expected = torch.stack([part.detach() for part, _ in references])
+        torch.testing.assert_close(mine.detach(), expected, atol=1e-12, rtol=0)
+        torch.testing.assert_close(other.detach(), expected, atol=1e-12, rtol=0)
+
+
+@pytest.mark.parametrize("optimiser", [FusedOptimiser, DeviceOptimiser])
+def test_a_dead_member_keeps_its_parameters(optimiser):
+    p = torch.nn.Parameter(torch.ones(2, 1, 2))
+    stepper = optimiser([p], ["adam", "radam"], [0.1, 0.1])
+    for _ in range(8):
+        p.grad = torch.tensor([[[1.0, 1.0]], [[torch.nan, 1.0]]])
+        stepper.step(torch.tensor([True, False]))
+    assert (p[1] == 1).all() and (p[0] < 1).all()
+
+
+def test_gradients_are_those_of_the_mean_loss():
+    """One step of a huge-rate-free check: .grad / B equals the mean loss's gradient."""
+    config = dataclasses.replace(TINY, estimator="reinmax")
+    seen = {}
+
+    class Spy(FusedOptimiser):
+        def step(self, alive=None):
+            seen["grad"] = [p.grad.clone() for p in self.parameters]
+
+    ensemble = Ensemble([config], tiny_data())
+    ensemble.optimiser = Spy(list(ensemble.vae.parameters()), ["adam"], [1.0])
+    ensemble.begin_epoch(1)
+    images = ensemble.next_images()
+    ensemble.train_step()
+    from reinmax_tutorial.categorical import CounterGenerator
+    from reinmax_tutorial.estimators import sample
+    from reinmax_tutorial.vae import kl_to_uniform
+
+    keys = stream_keys(ensemble.seeds, 0, 0)
+    vae = ensemble.vae
+    logits, _ = vae.encode(images)
+    z = sample(logits, "reinmax", generator=CounterGenerator(keys))
+    loss = (vae.reconstruction(z, images) + kl_to_uniform(logits)).mean()
+    expected = torch.autograd.grad(loss, list(vae.parameters()))
+    for a, b in zip(seen["grad"], expected, strict=True):
+        torch.testing.assert_close(a, b, atol=1e-12, rtol=0)
+
+
+def test_the_constant_baseline_is_the_regression_of_past_draws():
+    """moments are (1-d) Σ d^k (Σ⟨u, r⟩, Σ|u|²), r the estimate without baseline."""
+    from reinmax_tutorial.categorical import CounterGenerator, draw
+    from reinmax_tutorial.estimators import sample
+
+    config = dataclasses.replace(TINY, estimator="reinmax", baseline="constant")
+    ensemble = Ensemble([config], tiny_data())
+    ensemble.begin_epoch(1)
+    expected = torch.zeros(2, dtype=torch.float64)
+    for _ in range(3):
+        images = ensemble.next_images()
+        keys = stream_keys(ensemble.seeds, 0, ensemble.step)
+        logits = ensemble.vae.encode(images)[0].detach().requires_grad_()
+        z = sample(logits, "reinmax", generator=CounterGenerator(keys))
+        loss = ensemble.vae.reconstruction(z, images).sum()
+        (r,) = torch.autograd.grad(loss, logits)
+        u = z.detach() - logits.detach().softmax(-1)
+        same = draw(logits, generator=CounterGenerator(keys)).one_hot
+        assert torch.equal(same, z.detach())
+        now = torch.stack([(u * r).sum(), (u * u).sum()])
+        expected = 0.99 * expected + 0.01 * now
+        ensemble.train_step()
+        moments = ensemble.groups[0].moments.flatten()
+        torch.testing.assert_close(moments, expected, atol=1e-12, rtol=1e-12)
+
+
+def test_order_covers_every_image_once_and_depends_on_seed_and_epoch():
+    pair = [TINY, dataclasses.replace(TINY, seed=1)]
+    ensemble = Ensemble(pair, tiny_data())
+    orders = []
+    for epoch in (1, 2):
+        ensemble.begin_epoch(epoch)
+        orders += [row.clone() for row in ensemble.order]
+    assert all(sorted(row.tolist()) == list(range(40)) for row in orders)
+    assert len({tuple(row.tolist()) for row in orders}) == 4
+    same = [TINY, dataclasses.replace(TINY, estimator="straight_through")]
+    ensemble = Ensemble(same, tiny_data())
+    ensemble.begin_epoch(1)
+    assert torch.equal(ensemble.order[0], ensemble.order[1])
+
+
+def test_streams_do_not_collide():
+    seeds = torch.arange(20)
+    keys = [stream_keys(seeds, p, s) for p in range(4) for s in range(50)]
+    assert len(set(torch.cat(keys).tolist())) == 20 * 4 * 50
+    step = torch.tensor(7)
+    assert torch.equal(stream_keys(seeds, 1, 7), stream_keys(seeds, 1, step))
+
+
+# --- settings and sweeps
+
+
+def test_run_ids_are_stable_and_tell_settings_apart():
+    assert TINY.run_id == dataclasses.replace(TINY).run_id
+    ids = {dataclasses.replace(TINY, seed=s).run_id for s in range(50)}
+    assert len(ids) == 50 and all(i.startswith("reinmax-") for i in ids)
+
+
+@pytest.mark.parametrize(
+    "change, message",
+    [
+        ({"estimator": "reinmx"}, "estimator must be one of"),
+        ({"temperature": 0.0}, "temperature must be above 0, got 0.0"),
+        ({"inner_samples": 0}, "inner_samples must be at least 1, got 0"),
+        ({"num_categories": 1}, "num_categories must be at least 2, got 1"),
+        ({"coupling": "loose"}, "coupling must be one of conditional, forward"),
+        ({"baseline": "best"}, "baseline must be one of none, constant, learned"),
+        ({"estimator": "rloo"}, "num_samples of rloo must be at least 2"),
+        ({"num_samples": 2}, "and 1 in training, got 2"),
+        (
+            {"estimator": "rloo", "num_samples": 2, "baseline": "learned"},
+            "is for pathwise estimators",
+        ),
+        ({"seed": -1}, "seed must be in 0"),
+    ],
+)
+def test_bad_settings_are_refused(change, message):
+    with pytest.raises(ValueError, match=message):
+        dataclasses.replace(TINY, **change)
+
+
+def test_settings_from_the_command_line():
+    assert parse_setting("learning_rate=3e-4") == ("learning_rate", 3e-4)
+    assert parse_setting("binarised=true") == ("binarised", True)
+    assert parse_setting("epochs=3") == ("epochs", 3)
+    for text in ("epochs", "epoch=3", "epochs=three", "binarised=1"):
+        with pytest.raises(ValueError):
+            parse_setting(text)
+
+
+def test_sweeps_are_those_announced():
+    sizes = {n: len(s.configs()) for n, s in SWEEPS.items() if not s.search}
+    assert sizes == {
+        "smoke": 4 * 2,
+        "short": 7 * 3,
+        "baseline_short": 4 * 3 * 3,
+        "paper": (6 * 8 + 1) * 10,
+        "paper_beta": 2 * 29 * 3 * 5,
+        "paper_checkpoints": 10,
+        "fair_search": 2 * 10 * 12,
+        "coupling": 3 * 5 * 3 * 5,
+        "baseline": 4 * 3 * 3 * 10,
+    }
+    for sweep in SWEEPS.values():
+        if not sweep.search:
+            ids = [config.run_id for config in sweep.configs()]
+            assert len(set(ids)) == len(ids)
+
+
+def test_stored_settings_are_those_of_the_page():
+    cv = stored_setting("reinmax_cv", "4x24")
+    assert (cv.learning_rate, cv.temperature, cv.eta) == (5e-4, 1.3, 1.5)
+    assert (cv.optimizer, cv.coupling) == ("adam", "released")
+    rao = stored_setting("gumbel_rao", "64x8")
+    assert (rao.learning_rate, rao.temperature, rao.optimizer) == (7e-4, 2.0, "adam")
+    assert (rao.num_categories, rao.num_latents) == (64, 8)
+    betas = {config.beta for config in SWEEPS["paper_beta"].configs()}
+    assert len(betas) == 29 and min(betas) == -0.2 and max(betas) == 1.2
+
+
+def test_fair_takes_the_best_setting_of_each_method():
+    import pandas as pd
+
+    rows = [
+        {
+            "run_id": c.run_id,
+            "epochs": 50,
+            "epoch": 50,
+            "split": "validation",
+            "metric": "negative_elbo",
+            "value": abs(c.learning_rate - 7e-4) + abs(c.temperature - 1.0),
+        }
+        for c in fair_search()
+    ]
+    finals = SWEEPS["fair"].configs(searched=pd.DataFrame(rows))
+    assert len(finals) == 2 * 10 * 20
+    assert {c.learning_rate for c in finals} == {7e-4}
+    assert {c.bound_samples for c in finals} == {100}
+    with pytest.raises(ValueError, match="the table of fair_search lacks"):
+        SWEEPS["fair"].configs(searched=pd.DataFrame(rows[1:]))
+
+
+def test_stacks_group_what_can_train_together():
+    configs = [
+        dataclasses.replace(TINY, seed=s, estimator=name, num_samples=n)
+        for s in range(3)
+        for name, n in (("reinmax", 1), ("straight_through", 1), ("rloo", 2))
+    ]
+    pieces = stacks(configs, 80)
+    assert sorted(map(len, pieces)) == [3, 6]
+    assert all(len({stack_key(c) for c in piece}) == 1 for piece in pieces)
+    assert [len(piece) for piece in stacks(configs, 1)] == [1] * 9
+    assert stack_name(configs) == stack_name(configs[::-1])
+    assert largest_divisor(600, 50) == 50 and largest_divisor(500, 50) == 50
+
+
+def test_every_estimator_of_the_table_can_train():
+    for name, record in ESTIMATORS.items():
+        M = record.fewest_samples
+        config = dataclasses.replace(TINY, estimator=name, num_samples=M, epochs=1)
+        ensemble = trained([config], 1)
+        assert ensemble.alive.all(), name
