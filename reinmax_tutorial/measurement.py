@@ -121,15 +121,12 @@ def measure(
     one = Problem(record, f, theta, M, generator, baseline, options)
     count = C ** (L * record.num_draws(M))
     if count > limit:
-        replicates, made = one.streamed, num_estimates
-        blocks = in_groups(replicates, num_estimates)
-    elif record.random:
-        repeats = max(FEWEST_NOISE, math.ceil(num_estimates / count))
-        blocks, made = in_groups(one.enumerated, repeats), count * repeats
+        n, made, replicates = num_estimates, num_estimates, one.streamed
     else:
-        blocks, made = in_groups(one.enumerated, 1), count
+        n = max(FEWEST_NOISE, math.ceil(num_estimates / count)) if record.random else 1
+        made, replicates = count * n, one.enumerated
     truth = None if exact is None else exact.detach().double().reshape(-1, L * C)
-    values = with_errors(Sums.of(blocks, truth), truth)
+    values = with_errors(Sums.of(replicates(n), n, truth), truth)
 
     setting = {"estimator": record.name, "num_samples": M}
     setting |= {name: options.get(name, x) for name, x in record.options.items()}
@@ -219,7 +216,7 @@ class Problem:
         for chunk in all_codes(M * L, C, self.theta):
             for codes in chunk.split(self.at_once):
                 codes = codes.unflatten(1, (M, L)).movedim(1, 0)
-                p = [code_probabilities(pi, one).flatten(1) for one in codes]
+                p = [code_probabilities(pi, one).reshape(len(one), -1) for one in codes]
                 items = self.theta.shape[:-2].numel()
                 p = math.prod(p, start=pi.new_ones(codes.shape[1], items))
                 points = codes.reshape(*codes.shape[:2], *(1,) * axes, L, C)
@@ -233,13 +230,6 @@ def over_one_axis(f: Callable[[Tensor], Tensor]) -> Callable[[Tensor], Tensor]:
         return f(codes.flatten(0, 1)).unflatten(0, codes.shape[:2])
 
     return values
-
-
-def in_groups(replicates: Callable, n: int) -> list[Iterator]:
-    """Make n replicates in up to GROUPS groups of equal size, give or take one."""
-    groups = min(n, GROUPS)
-    sizes = [n // groups + (g < n % groups) for g in range(groups)]
-    return [replicates(size) for size in sizes]
 
 
 class Sums:
@@ -257,25 +247,27 @@ class Sums:
         self.n, self.mean, self.square, self.along, self.second = sums
 
     @classmethod
-    def of(cls, groups: list[Iterator], truth: Tensor | None) -> Sums:
-        """Run through the replicates, keeping sums only."""
-        rows = []
-        for blocks in groups:
-            row = None
-            for mean, second in blocks:
-                along = torch.zeros_like(second[:, 0])
-                if truth is not None:
-                    along = (mean * truth).sum((-2, -1))
-                block = (
-                    along.new_tensor(float(len(mean))),
-                    mean.sum(0),
-                    mean.square().sum(-1).sum(0),
-                    along.square().sum(0),
-                    second.sum(0),
-                )
-                row = block if row is None else [a + b for a, b in zip(row, block)]  # noqa: B905
-            rows.append(row)
-        return cls(*(torch.stack(column) for column in zip(*rows, strict=True)))
+    def of(cls, blocks: Iterator, n: int, truth: Tensor | None) -> Sums:
+        """Run through n replicates, keeping sums over up to GROUPS equal groups."""
+        groups, start, sums = min(n, GROUPS), 0, None
+        for mean, second in blocks:
+            number = torch.arange(start, start + len(mean), device=mean.device)
+            start += len(mean)
+            along = torch.zeros_like(second[:, 0])
+            if truth is not None:
+                along = (mean * truth).sum((-2, -1))
+            parts = (
+                torch.ones_like(along),
+                mean,
+                mean.square().sum(-1),
+                along.square(),
+                second,
+            )
+            if sums is None:
+                sums = [x.new_zeros(groups, *x.shape[1:]) for x in parts]
+            for total, part in zip(sums, parts, strict=True):
+                total.index_add_(0, number * groups // n, part)
+        return cls(*sums)
 
     def total(self) -> Sums:
         """All groups together."""
