@@ -68,7 +68,7 @@ class Sweep:
     def configs(
         self, *, seeds: int | None = None, searched: pd.DataFrame | None = None
     ) -> list[TrainConfig]:
-        """All runs, setting by setting, seed by seed.
+        """All runs, seed by seed, so that an unfinished sweep is a fair one.
 
         Args:
             seeds: members per setting.
@@ -80,8 +80,8 @@ class Sweep:
         members = range(self.seeds if seeds is None else seeds)
         return [
             dataclasses.replace(config, seed=seed)
-            for config in chosen
             for seed in members
+            for config in chosen
         ]
 
 
