@@ -6,6 +6,7 @@ gradient = exact_gradient(f, logits)        the truth, by enumeration
 """
 
 from reinmax_tutorial.categorical import Draw, draw
+from reinmax_tutorial.distributions import Bernoulli, OneHotCategorical
 from reinmax_tutorial.estimators import (
     ESTIMATORS,
     exact_gradient,
@@ -17,7 +18,9 @@ from reinmax_tutorial.measurement import measure
 
 __all__ = [
     "ESTIMATORS",
+    "Bernoulli",
     "Draw",
+    "OneHotCategorical",
     "draw",
     "exact_gradient",
     "expected_loss",
