@@ -24,6 +24,8 @@ def inline(line):
 def translate(app, what, name, obj, options, lines):
     """Rewrite the lines of one docstring in place."""
     out, in_section, in_formula = [], False, False
+    if what == "property":  # napoleon would read `type: description`
+        lines[0] = lines[0].replace(": ", ", ")
     for line in lines:
         indented = line.startswith("    ")
         if SECTION.match(line):
@@ -32,7 +34,7 @@ def translate(app, what, name, obj, options, lines):
             in_section = False
         if indented and not in_section:
             if not in_formula:
-                out += ["::", ""]
+                out += [".. code-block:: text", ""]
             in_formula = True
             out.append(line)
             continue
