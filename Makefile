@@ -18,21 +18,25 @@ book: $(READY)
 	@echo "The book is built. Open it here:"
 	@echo "    file://$(CURDIR)/_build/html/index.html"
 
-test: lint unit nbval strict html
+test: $(READY)
+	$(MAKE) --no-print-directory lint
+	$(MAKE) --no-print-directory unit
+	$(MAKE) --no-print-directory nbval
+	$(MAKE) --no-print-directory html
 	@echo "All tests passed."
 
 lint: $(READY)
 	$(BIN)/ruff check .
 	$(BIN)/ruff format --check .
 
-unit: lint
+unit: $(READY)
 	$(BIN)/python -m pytest tests -n 2 --ignore=tests/test_html.py
 
-nbval: unit
+nbval: $(READY)
 	$(BIN)/python -m pytest book $(NBVAL)
 
 # From scratch: an incremental build does not repeat its warnings.
-strict: nbval
+strict: $(READY)
 	rm -rf _build
 	$(BIN)/jupyter-book build . -W -n --keep-going --quiet
 
