@@ -31,6 +31,9 @@ from reinmax_tutorial.estimators.exact import (
 )
 from reinmax_tutorial.estimators.record import promoted
 
+CHUNK = 2**20
+"""Numbers handed to f at once, when codes are enumerated."""
+
 
 def mean_squared_score(logits: Tensor) -> Tensor:
     """E|D - π|² = 1 - |π|² of each latent, known without a draw: [*batch, L, 1]."""
@@ -280,24 +283,26 @@ def optimal_constant(
     pi = promoted(theta).softmax(-1)
     squared = mean_squared_score(theta)
     along = torch.zeros_like(squared)
-    for codes in all_codes(L, C, theta):
-        p = code_probabilities(pi, codes)[..., None, None]
-        points = codes.reshape(len(codes), *(1,) * (theta.ndim - 2), L, C)
-        points = points.expand(len(codes), *theta.shape)
-        with torch.enable_grad():
-            kappa = torch.zeros_like(points[..., :1]).requires_grad_()
-            loss = expected_loss(
-                without_first_axis(f),
-                theta.expand_as(points).detach().requires_grad_(),
-                estimator,
-                draw=Draw(points),
-                baseline=kappa,
-                generator=generator,
-                validate=False,
-                **options,
-            )
-            (slope,) = torch.autograd.grad(loss.sum(), kappa)  # -2 ⟨u, r⟩
-        along = along - (p * slope.where(p > 0, 0.0)).sum(0) / 2
+    at_once = max(1, CHUNK // max(1, theta.numel()))
+    for chunk in all_codes(L, C, theta):
+        for codes in chunk.split(at_once):
+            p = code_probabilities(pi, codes)[..., None, None]
+            points = codes.reshape(len(codes), *(1,) * (theta.ndim - 2), L, C)
+            points = points.expand(len(codes), *theta.shape)
+            with torch.enable_grad():
+                kappa = torch.zeros_like(points[..., :1]).requires_grad_()
+                loss = expected_loss(
+                    without_first_axis(f),
+                    theta.expand_as(points).detach().requires_grad_(),
+                    estimator,
+                    draw=Draw(points),
+                    baseline=kappa,
+                    generator=generator,
+                    validate=False,
+                    **options,
+                )
+                (slope,) = torch.autograd.grad(loss.sum(), kappa)  # -2 ⟨u, r⟩
+            along = along - (p * slope.where(p > 0, 0.0)).sum(0) / 2
     if not per_latent:
         along = along.sum(-2, keepdim=True)
         squared = squared.sum(-2, keepdim=True)
