@@ -1,20 +1,31 @@
 """The trainer: optimisers, ensembles, resuming, sweeps, the command line."""
 
 import dataclasses
+import functools
+import os
+import random
+import signal
+import subprocess
+import sys
+import time
 
 import pytest
 import torch
 
-from reinmax_tutorial.data import ImageData, Split
+from reinmax_tutorial.data import ImageData, Split, load_images
 from reinmax_tutorial.estimators import ESTIMATORS
-from reinmax_tutorial.experiments.config import TrainConfig, parse_setting
+from reinmax_tutorial.experiments import runner
+from reinmax_tutorial.experiments.command_line import main
+from reinmax_tutorial.experiments.config import FIELDS, TrainConfig, parse_setting
 from reinmax_tutorial.experiments.ensemble import Ensemble, stack_key, stream_keys
 from reinmax_tutorial.experiments.optimisers import DeviceOptimiser, FusedOptimiser
 from reinmax_tutorial.experiments.runner import (
     largest_divisor,
     stack_name,
     stacks,
+    train_members,
 )
+from reinmax_tutorial.experiments.storage import RunFolder
 from reinmax_tutorial.experiments.sweeps import SWEEPS, fair_search, stored_setting
 
 
@@ -31,6 +42,8 @@ def tiny_data(images=40, pixels=9, seed=0):
     return ImageData("digits", split(images), split(0), split(20))
 
 
+NARROW = (16, 8)  # widths of the hidden layers
+
 TINY = TrainConfig(
     dataset="digits",
     num_categories=3,
@@ -44,7 +57,7 @@ TINY = TrainConfig(
 
 
 def trained(configs, epochs=50, data=None, spoil=None):
-    ensemble = Ensemble(configs, data or tiny_data())
+    ensemble = Ensemble(configs, data or tiny_data(), hidden=NARROW)
     if spoil is not None:
         with torch.no_grad():
             ensemble.vae.decoder[0].weight[spoil] = torch.nan
@@ -70,7 +83,8 @@ def variants():
 
 def test_a_member_equals_the_model_trained_alone():
     together = trained(variants())
-    for member, config in enumerate(together.configs):
+    for config in (variants()[i] for i in (1, 2, 4, 5)):
+        member = together.configs.index(config)
         alone = trained([config])
         assert int(alone.step) == 200
         for a, b in zip(together.vae.parameters(), alone.vae.parameters(), strict=True):
@@ -86,7 +100,7 @@ def test_a_nan_in_one_member_leaves_the_others_bit_identical():
         assert torch.equal(a[others], b[others])
     assert spoilt.training_metrics()["kl"][2].isnan()
     # frozen: what was finite in the failed member is as it started
-    start = Ensemble(variants(), tiny_data())
+    start = Ensemble(variants(), tiny_data(), hidden=NARROW)
     assert torch.equal(start.vae.encoder[0].weight[2], spoilt.vae.encoder[0].weight[2])
 
 
@@ -151,7 +165,7 @@ def test_gradients_are_those_of_the_mean_loss():
         def step(self, alive=None):
             seen["grad"] = [p.grad.clone() for p in self.parameters]
 
-    ensemble = Ensemble([config], tiny_data())
+    ensemble = Ensemble([config], tiny_data(), hidden=NARROW)
     ensemble.optimiser = Spy(list(ensemble.vae.parameters()), ["adam"], [1.0])
     ensemble.begin_epoch(1)
     images = ensemble.next_images()
@@ -176,7 +190,7 @@ def test_the_constant_baseline_is_the_regression_of_past_draws():
     from reinmax_tutorial.estimators import sample
 
     config = dataclasses.replace(TINY, estimator="reinmax", baseline="constant")
-    ensemble = Ensemble([config], tiny_data())
+    ensemble = Ensemble([config], tiny_data(), hidden=NARROW)
     ensemble.begin_epoch(1)
     expected = torch.zeros(2, dtype=torch.float64)
     for _ in range(3):
@@ -332,3 +346,174 @@ def test_every_estimator_of_the_table_can_train():
         config = dataclasses.replace(TINY, estimator=name, num_samples=M, epochs=1)
         ensemble = trained([config], 1)
         assert ensemble.alive.all(), name
+
+
+# --- runs on disk and the command line
+
+QUICK = ["--seeds", "1", "--set", "epochs=3", "--set", "inner_samples=2"]
+
+
+def command(*words, **options):
+    environment = {**os.environ, "OMP_NUM_THREADS": "1"}
+    return subprocess.Popen(
+        [sys.executable, "-m", "reinmax_tutorial", *words],
+        env=environment,
+        stdout=subprocess.PIPE,
+        stderr=subprocess.STDOUT,
+        text=True,
+        **options,
+    )
+
+
+def test_run_status_collect(tmp_path, capsys):
+    runs, table = str(tmp_path / "runs"), tmp_path / "table.csv"
+    where = [*QUICK, "--runs", runs]
+    assert main(["status", "smoke", *where]) == 0
+    assert "smoke: 0 of 4 runs finished" in capsys.readouterr().out
+    assert main(["run", "smoke", *where]) == 0
+    out = capsys.readouterr().out
+    assert "4 of 4 runs to train" in out and "model-steps" in out and "about" in out
+    assert "epoch 1  last epoch" in out and "reinmax_cv" in out
+    assert main(["run", "smoke", *where]) == 0
+    assert "all 4 runs are finished; nothing to do" in capsys.readouterr().out
+    assert main(["collect", "smoke", *where, "--output", str(table)]) == 0
+    first = table.read_bytes()
+    header = first.split(b"\n")[0].decode().split(",")
+    assert header == ["run_id", *FIELDS, "epoch", "split", "metric", "value"]
+    assert b"nan" not in first
+    # a changed sweep does not take the place of the committed table
+    assert main(["collect", "smoke", *where]) == 0
+    assert (tmp_path / "runs" / "smoke.csv").read_bytes() == first
+    # one run less, and it says so
+    victim = next((tmp_path / "runs").glob("reinmax_rao-*"))
+    (victim / "metrics.csv").unlink()
+    capsys.readouterr()
+    assert main(["status", "smoke", *where]) == 0
+    assert f"missing {victim.name} (seed 0)" in capsys.readouterr().out
+    assert main(["run", "smoke", *where]) == 0
+    assert "1 of 4 runs to train" in capsys.readouterr().out
+    assert main(["collect", "smoke", *where, "--output", str(table)]) == 0
+    assert table.read_bytes() == first
+
+
+@pytest.fixture
+def narrow(monkeypatch):
+    """The runner trains narrow models."""
+    made = functools.partial(Ensemble, hidden=NARROW)
+    monkeypatch.setattr(runner, "Ensemble", made)
+
+
+def test_an_ensemble_run_gives_the_table_of_single_runs(tmp_path, narrow):
+    data = tiny_data()
+    configs = [dataclasses.replace(c, epochs=4, evaluate_every=2) for c in variants()]
+    tables = []
+    for most in (1, 80):
+        folder = RunFolder(tmp_path / str(most))
+        for piece in stacks(configs, most):
+            assert train_members(piece, data, folder)
+        tables.append([folder.rows(config) for config in configs])
+    assert tables[0] == tables[1]
+    assert len(tables[0][0]) == 3 * 2 * 3  # epochs 1, 2, 4; two splits; 3 metrics
+
+
+def test_a_failed_member_is_reported_and_its_numbers_are_missing(tmp_path, narrow):
+    configs = [dataclasses.replace(TINY, epochs=2, learning_rate=1e300), TINY]
+    configs[1] = dataclasses.replace(TINY, epochs=2)
+    folder, said = RunFolder(tmp_path), []
+    assert train_members(configs, tiny_data(), folder, notify=said.append)
+    (message,) = said
+    assert configs[0].run_id in message and "not finite at step" in message
+    assert folder.rows(configs[0])[-1][-1] == "nan"
+    assert folder.rows(configs[1])[-1][-1] != "nan"
+    assert folder.timing(configs[0])["failed_at_step"] is not None
+
+
+def test_a_limit_stops_after_a_checkpoint_and_the_rest_follows(tmp_path, narrow):
+    data, config = tiny_data(), dataclasses.replace(TINY, epochs=6, evaluate_every=2)
+    whole, pieces = RunFolder(tmp_path / "whole"), RunFolder(tmp_path / "pieces")
+    assert train_members([config], data, whole)
+    sittings = 0
+    while not train_members([config], data, pieces, deadline=time.monotonic()):
+        sittings += 1
+        assert pieces.checkpoint(stack_name([config])).is_file()
+    assert sittings == 5
+    assert whole.rows(config) == pieces.rows(config)
+    assert not pieces.checkpoint(stack_name([config])).exists()
+
+
+def test_snapshots_are_models_of_one_member(tmp_path, narrow):
+    change = dataclasses.replace
+    configs = [change(TINY, epochs=5, snapshot_every=2, seed=seed) for seed in range(2)]
+    folder = RunFolder(tmp_path)
+    assert train_members(configs, tiny_data(), folder)
+    for config in configs:
+        names = sorted(p.name for p in folder.of(config).glob("*.pt"))
+        assert names == ["snapshot_001.pt", "snapshot_002.pt", "snapshot_004.pt"]
+    weights = torch.load(folder.of(configs[1]) / names[-1], weights_only=True)
+    assert weights["encoder.0.weight"].shape == (1, 9, 16)
+
+
+@pytest.mark.slow
+def test_killed_three_times_it_ends_with_the_same_bytes(tmp_path):
+    words = "smoke --seeds 1 --set estimator=reinmax_rao --set epochs=25".split()
+    results = []
+    for name in ("whole", "killed"):
+        where = ["--runs", str(tmp_path / name)]
+        if name == "killed":
+            moments = random.Random(0)
+            for _ in range(3):
+                process = command("run", *words, *where, "--checkpoint", "0")
+                # start-up takes a while: kill once it has begun to train
+                process.stdout.readline()
+                time.sleep(moments.uniform(0.1, 1.0))
+                process.send_signal(signal.SIGKILL)
+                process.communicate()
+                assert process.returncode == -signal.SIGKILL
+        process = command("run", *words, *where, "--checkpoint", "0")
+        out, _ = process.communicate()
+        assert process.returncode == 0, out
+        table = tmp_path / f"{name}.csv"
+        assert main(["collect", *words, *where, "--output", str(table)]) == 0
+        results.append(table.read_bytes())
+    assert results[0] == results[1]
+
+
+@pytest.mark.parametrize(
+    "words, message",
+    [
+        (["run", "smok"], "unknown sweep 'smok'; known: smoke, short"),
+        (["run", "smoke", "--set", "tau=1"], "expected field=value, got 'tau=1'"),
+        (["run", "smoke", "--set", "temperature=-1"], "temperature must be above 0"),
+        (["run", "smoke", "--seeds", "0"], "seeds must be at least 1, got 0"),
+        (["run", "smoke", "--limit", "0"], "--limit must be above 0 minutes, got 0"),
+        (["run", "smoke", "--data", "/nowhere"], "--data /nowhere is neither a folder"),
+    ],
+)
+def test_bad_words_are_refused(words, message, tmp_path, capsys):
+    assert main([*words, "--runs", str(tmp_path)]) == 2
+    assert message in capsys.readouterr().err
+
+
+def test_a_folder_that_cannot_be_written_to(tmp_path, capsys):
+    (tmp_path / "file").write_text("in the way")
+    assert main(["run", "smoke", "--runs", str(tmp_path / "file" / "runs")]) == 2
+    err = capsys.readouterr().err
+    assert "cannot be written to" in err and "choose another one with --runs" in err
+
+
+def test_a_sweep_that_is_not_finished_cannot_be_collected_from_nothing(
+    tmp_path, capsys
+):
+    assert main(["collect", "smoke", "--runs", str(tmp_path)]) == 2
+    assert "no finished run of this sweep" in capsys.readouterr().err
+
+
+def test_list_names_every_sweep(capsys):
+    assert main(["list"]) == 0
+    out = capsys.readouterr().out
+    assert all(name in out for name in SWEEPS)
+
+
+def test_digits_are_the_default_of_smoke_and_folders_can_replace_them():
+    assert {c.dataset for c in SWEEPS["smoke"].configs()} == {"digits"}
+    assert len(load_images().train) == 1497

@@ -23,7 +23,7 @@ from reinmax_tutorial.experiments.optimisers import (
     FusedOptimiser,
     member_slices,
 )
-from reinmax_tutorial.vae import VAE, ScoreBaseline, kl_to_uniform
+from reinmax_tutorial.vae import HIDDEN, VAE, ScoreBaseline, kl_to_uniform
 
 METRICS = ("negative_elbo", "reconstruction", "kl")
 TRAINING, ORDER, EVALUATION, BOUND = range(4)
@@ -79,6 +79,7 @@ class Ensemble:
         data: the images.
         device: where to train.
         compiled: on a GPU, compile the optimiser's update.
+        hidden: widths of the encoder's hidden layers.
     """
 
     def __init__(
@@ -88,6 +89,7 @@ class Ensemble:
         *,
         device: torch.device | str = "cpu",
         compiled: bool = False,
+        hidden: tuple[int, int] = HIDDEN,
     ):
         if len({stack_key(config) for config in configs}) != 1:
             raise ValueError(
@@ -104,7 +106,7 @@ class Ensemble:
         seeds = [member.seed for member in self.configs]
         self.seeds = torch.tensor(seeds, device=self.device)
         shape = (config.num_categories, config.num_latents)
-        vae = VAE(data.train.num_pixels, *shape, seeds=seeds)
+        vae = VAE(data.train.num_pixels, *shape, seeds=seeds, hidden=hidden)
         self.vae = vae.to(self.device, self.dtype)
         self.steps_per_epoch = len(data.train) // config.batch_size
         if self.steps_per_epoch < 1:
