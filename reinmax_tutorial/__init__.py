@@ -14,6 +14,7 @@ from reinmax_tutorial.estimators import (
     sample,
 )
 from reinmax_tutorial.estimators import reinmax_and_probabilities as reinmax
+from reinmax_tutorial.experiments.results import load_results
 from reinmax_tutorial.measurement import measure
 
 __all__ = [
@@ -24,6 +25,7 @@ __all__ = [
     "draw",
     "exact_gradient",
     "expected_loss",
+    "load_results",
     "measure",
     "reinmax",
     "sample",

@@ -13,7 +13,6 @@ from typing import Any
 
 import numpy as np
 import pandas as pd
-from scipy import stats
 
 from reinmax_tutorial.experiments.config import FIELDS, TrainConfig
 from reinmax_tutorial.experiments.storage import (
@@ -219,6 +218,8 @@ def compare(
 
 def paired(difference: np.ndarray, confidence: float) -> tuple[float, ...]:
     """Mean, interval, two-sided p-value and number of paired differences."""
+    from scipy import stats  # comes with scikit-learn; slow to import
+
     n = len(difference)
     mean = float(np.mean(difference)) if n else math.nan
     if n < 2:
