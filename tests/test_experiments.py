@@ -15,7 +15,7 @@ import torch
 from reinmax_tutorial.data import ImageData, Split, load_images
 from reinmax_tutorial.estimators import ESTIMATORS
 from reinmax_tutorial.experiments import runner
-from reinmax_tutorial.experiments.command_line import main
+from reinmax_tutorial.experiments.command_line import main, parser, plan
 from reinmax_tutorial.experiments.config import FIELDS, TrainConfig, parse_setting
 from reinmax_tutorial.experiments.ensemble import Ensemble, stack_key, stream_keys
 from reinmax_tutorial.experiments.optimisers import DeviceOptimiser, FusedOptimiser
@@ -517,3 +517,11 @@ def test_list_names_every_sweep(capsys):
 def test_digits_are_the_default_of_smoke_and_folders_can_replace_them():
     assert {c.dataset for c in SWEEPS["smoke"].configs()} == {"digits"}
     assert len(load_images().train) == 1497
+
+
+def test_smoke_is_shorter_on_large_data_unless_told_otherwise():
+    words = ["run", "smoke", "--data", "mnist", "--set", "epochs=3"]
+    todo = plan(parser().parse_args(words))
+    assert todo.changed
+    fields = {(c.dataset, c.batch_size, c.epochs) for c in todo.configs}
+    assert fields == {("mnist", 400, 3)}

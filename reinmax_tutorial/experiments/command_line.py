@@ -106,8 +106,7 @@ def plan(arguments: argparse.Namespace) -> Plan:
     """The runs that a command is about."""
     sweep = find_sweep(arguments.sweep)
     folder = RunFolder(Path(arguments.runs))
-    settings = dict(parse_setting(text) for text in arguments.set)
-    data_folder = None
+    settings, data_folder = {}, None
     if arguments.data in NAMES:
         settings["dataset"] = arguments.data
     elif arguments.data is not None:
@@ -118,6 +117,9 @@ def plan(arguments: argparse.Namespace) -> Plan:
             )
         data_folder = arguments.data
         settings["dataset"] = identify_folder(data_folder)
+    if settings.get("dataset", "digits") != "digits":
+        settings.update(sweep.on_large)
+    settings.update(parse_setting(text) for text in arguments.set)
 
     def altered(configs: list[TrainConfig]) -> list[TrainConfig]:
         configs = [dataclasses.replace(config, **settings) for config in configs]

@@ -57,6 +57,8 @@ class Sweep:
         settings: makes the runs at seed 0; a sweep with `search` is given the table
             of that sweep.
         search: name of the sweep whose table chooses the settings.
+        on_large: fields for data sets larger than the digits, when --data asks for
+            one.
     """
 
     name: str
@@ -64,6 +66,7 @@ class Sweep:
     seeds: int
     settings: Callable[..., list[TrainConfig]]
     search: str | None = None
+    on_large: tuple[tuple[str, int], ...] = ()
 
     def configs(
         self, *, seeds: int | None = None, searched: pd.DataFrame | None = None
@@ -116,15 +119,17 @@ def paper_methods(shape: str) -> list[TrainConfig]:
 
 
 def smoke() -> list[TrainConfig]:
-    """Four estimators on the digits, two seeds, in seconds."""
+    """Four estimators on the digits, two seeds, in a minute."""
     methods = ("straight_through", "reinmax", "reinmax_rao", "reinmax_cv")
     return [
         TrainConfig(
             estimator=name,
-            dataset="digits",
-            epochs=20,
-            evaluate_every=5,
             inner_samples=20,
+            dataset="digits",
+            learning_rate=1e-3,
+            batch_size=25,
+            epochs=12,
+            evaluate_every=6,
         )
         for name in methods
     ]
@@ -294,7 +299,13 @@ def baseline_short() -> list[TrainConfig]:
 SWEEPS = {
     sweep.name: sweep
     for sweep in (
-        Sweep("smoke", "four estimators on the digits, in seconds", 2, smoke),
+        Sweep(
+            "smoke",
+            "four estimators on the digits, in a minute",
+            2,
+            smoke,
+            on_large=(("batch_size", 400), ("epochs", 2)),
+        ),
         Sweep("short", "seven estimators on MNIST 8x4, 20 epochs, for CPUs", 3, short),
         Sweep(
             "baseline_short",
