@@ -55,6 +55,7 @@ def execute(path):
         timeout=120,
         kernel_name="python3",
         record_timing=False,
+        coalesce_streams=True,  # however the kernel flushed
         resources={"metadata": {"path": str(BOOK)}},
     ).execute()
     seconds = time.perf_counter() - start
