@@ -1,4 +1,4 @@
-"""`python -m reinmax_tutorial run|status|collect|list`."""
+"""`python -m reinmax_tutorial run|status|collect|measure|list`."""
 
 import sys
 

@@ -81,9 +81,11 @@ def variants():
     ]
 
 
+@pytest.mark.slow
 def test_a_member_equals_the_model_trained_alone():
-    together = trained(variants())
-    for config in (variants()[i] for i in (1, 2, 4, 5)):
+    configs = [variants()[i] for i in (1, 2, 4, 5)]
+    together = trained(configs)
+    for config in configs:
         member = together.configs.index(config)
         alone = trained([config])
         assert int(alone.step) == 200
@@ -112,6 +114,28 @@ def test_score_function_members_train_too():
         assert (a[1] - b[0]).abs().max() <= 1e-12
     with pytest.raises(ValueError, match="members of an ensemble must agree"):
         Ensemble([TINY, config], tiny_data())
+
+
+def test_the_update_for_gpus_trains_the_same_models(monkeypatch):
+    def on_device(self, parameters, kinds, rates, compiled):
+        return DeviceOptimiser(parameters, kinds, rates)
+
+    fused = trained(variants(), 5)
+    monkeypatch.setattr(Ensemble, "_optimiser", on_device)
+    elementwise = trained(variants(), 5)
+    elementwise.without_compiling()
+    for a, b in zip(fused.vae.parameters(), elementwise.vae.parameters(), strict=True):
+        assert (a - b).abs().max() <= 1e-12
+    saved = elementwise.state_dict()
+    continued = Ensemble(variants(), tiny_data(), hidden=NARROW)
+    continued.load_state_dict(runner.cloned(saved))
+    for ensemble in (elementwise, continued):
+        ensemble.begin_epoch(6)
+        ensemble.train_step()
+    for a, b in zip(
+        elementwise.vae.parameters(), continued.vae.parameters(), strict=True
+    ):
+        assert torch.equal(a, b)
 
 
 @pytest.mark.parametrize("kind", ["adam", "radam"])
@@ -525,3 +549,25 @@ def test_smoke_is_shorter_on_large_data_unless_told_otherwise():
     assert todo.changed
     fields = {(c.dataset, c.batch_size, c.epochs) for c in todo.configs}
     assert fields == {("mnist", 400, 3)}
+
+
+def test_measure_at_saved_models(tmp_path, capsys, monkeypatch):
+    from reinmax_tutorial.experiments import command_line
+
+    few = functools.partial(
+        command_line.measured_snapshot, estimators=("reinmax",), num_images=5
+    )
+    monkeypatch.setattr(command_line, "measured_snapshot", few)
+    words = ["smoke", "--seeds", "1", "--runs", str(tmp_path)]
+    for change in ("estimator=reinmax", "epochs=1", "num_latents=2", "batch_size=300"):
+        words += ["--set", change]
+    assert main(["measure", *words]) == 2
+    assert "saves no models" in capsys.readouterr().err
+    words += ["--set", "snapshot_every=1"]
+    assert main(["measure", *words]) == 2
+    assert "no finished run" in capsys.readouterr().err
+    assert main(["run", *words]) == 0
+    assert main(["measure", *words]) == 0
+    lines = (tmp_path / "smoke_measured.csv").read_text().splitlines()
+    assert lines[0].startswith("run_id,seed,epoch,estimator,num_samples,temperature")
+    assert len(lines) > 5 and "nan" not in lines[1]

@@ -1,4 +1,4 @@
-"""The command line: run, status, collect, list."""
+"""The command line: run, status, collect, measure, list."""
 
 from __future__ import annotations
 
@@ -6,6 +6,7 @@ import argparse
 import dataclasses
 import functools
 import io
+import json
 import math
 import shlex
 import subprocess
@@ -30,7 +31,12 @@ from reinmax_tutorial.experiments.runner import (
     steps_of,
     train_members,
 )
-from reinmax_tutorial.experiments.storage import RunFolder, table_bytes
+from reinmax_tutorial.experiments.snapshots import measured_snapshot
+from reinmax_tutorial.experiments.storage import (
+    RunFolder,
+    table_bytes,
+    write_atomically,
+)
 from reinmax_tutorial.experiments.sweeps import SWEEPS, find_sweep
 
 
@@ -55,6 +61,7 @@ def parser() -> argparse.ArgumentParser:
         "run": "train what is missing of a sweep; finished runs are skipped",
         "status": "say what is finished",
         "collect": "write the table of a sweep and its provenance",
+        "measure": "bias and variance of every estimator at a sweep's saved models",
     }
     for name, text in texts.items():
         command = commands.add_parser(name, help=text, description=text)
@@ -93,7 +100,12 @@ def parser() -> argparse.ArgumentParser:
                 metavar="SECONDS",
                 help="least time between two checkpoints",
             )
-        if name == "collect":
+        if name == "measure":
+            command.add_argument("--device", default="cpu", help="cpu, cuda, ...")
+            command.add_argument(
+                "--estimates", type=int, default=1024, help="for each estimator"
+            )
+        if name in ("collect", "measure"):
             command.add_argument(
                 "--output",
                 type=Path,
@@ -279,6 +291,52 @@ def collect(arguments: argparse.Namespace) -> int:
     return 0
 
 
+def measure(arguments: argparse.Namespace) -> int:
+    """Measure every estimator at the saved models of a sweep."""
+    todo = plan(arguments)
+    tables, missing = [], []
+    for config in todo.configs:
+        epochs = [e for e in range(1, config.epochs + 1) if config.takes_snapshot(e)]
+        if not epochs:
+            raise ValueError(f"{arguments.sweep} saves no models (snapshot_every = 0)")
+        if not todo.folder.is_finished(config):
+            missing.append(config.run_id)
+            continue
+        data = load_images(config.dataset, folder=todo.data_folder)
+        for epoch in epochs:
+            print(f"{config.run_id}, epoch {epoch}", file=sys.stderr, flush=True)
+            tables.append(
+                measured_snapshot(
+                    config,
+                    epoch,
+                    todo.folder,
+                    data,
+                    num_estimates=arguments.estimates,
+                    device=arguments.device,
+                )
+            )
+    if not tables:
+        raise ValueError(f"no finished run of this sweep in {todo.folder.path}")
+    place = todo.folder.path if todo.changed else Path(str(results.RESULTS))
+    output = arguments.output or place / f"{arguments.sweep}_measured.csv"
+    text = pd.concat(tables, ignore_index=True).to_csv(
+        index=False, float_format="%.8g", lineterminator="\n"
+    )
+    write_atomically(output, text.encode())
+    provenance = {
+        "command": command_of(arguments).replace(" run ", " measure "),
+        "commit": current_commit(),
+        "missing": missing,
+        "num_estimates": arguments.estimates,
+        "device": [device_name(arguments.device)],
+        "torch": [torch.__version__],
+    }
+    said = json.dumps(provenance, indent=1) + "\n"
+    write_atomically(output.with_suffix(".json"), said.encode())
+    print(f"{output}: {len(tables)} models measured")
+    return 0
+
+
 def command_of(arguments: argparse.Namespace) -> str:
     """The command that makes the runs, without the paths of this machine."""
     words = ["python", "-m", "reinmax_tutorial", "run", arguments.sweep]
@@ -327,7 +385,13 @@ def list_sweeps(arguments: argparse.Namespace) -> int:
     return 0
 
 
-COMMANDS = {"run": run, "status": status, "collect": collect, "list": list_sweeps}
+COMMANDS = {
+    "run": run,
+    "status": status,
+    "collect": collect,
+    "measure": measure,
+    "list": list_sweeps,
+}
 
 
 def main(argv: Sequence[str] | None = None) -> int:

@@ -22,6 +22,7 @@ from reinmax_tutorial.experiments.optimisers import (
     DeviceOptimiser,
     FusedOptimiser,
     member_slices,
+    updated,
 )
 from reinmax_tutorial.vae import HIDDEN, VAE, ScoreBaseline, kl_to_uniform
 
@@ -66,9 +67,14 @@ def stream_keys(seeds: Tensor, purpose: int, position: Tensor | int) -> Tensor:
     Seed, purpose and position are multiplied by odd constants before they meet, and
     the sum is hashed.
     """
-    mixed = seeds * 0x1D8E4E27C47D124F + (purpose + 1) * 0x2545F4914F6CDD1D
-    place = torch.as_tensor(position, device=seeds.device) * 0x369DEA0F31A53F85
-    return CounterGenerator(mixed + place).spawn()
+    # filled on the device: a copy from the host could not be captured in a graph
+    where = {"dtype": torch.int64, "device": seeds.device}
+    kind = torch.full((), purpose + 1, **where) * 0x2545F4914F6CDD1D
+    if not isinstance(position, Tensor):
+        position = torch.full((), position, **where)
+    place = position * 0x369DEA0F31A53F85
+    mixed = seeds * 0x1D8E4E27C47D124F + kind + place
+    return CounterGenerator(mixed).spawn()
 
 
 class Ensemble:
@@ -150,6 +156,12 @@ class Ensemble:
         if self.device.type == "cpu":
             return FusedOptimiser(parameters, kinds, rates)
         return DeviceOptimiser(parameters, kinds, rates, compiled=compiled)
+
+    def without_compiling(self) -> None:
+        """Take the plain form of every optimiser's update."""
+        for optimiser in (self.optimiser, *self.baseline_optimisers):
+            if isinstance(optimiser, DeviceOptimiser):
+                optimiser.update = updated
 
     def begin_epoch(self, epoch: int) -> None:
         """Shuffle: one permutation per seed and epoch (1 is the first)."""

@@ -150,7 +150,8 @@ class DeviceOptimiser:
         self.count += 1
         factors = step_factors(self.count, self.rates, self.rectified, alive)
         for p, m, v in zip(self.parameters, self.means, self.squares, strict=True):
-            self.update(p, p.grad, m, v, *factors)
+            flat = (x.flatten(1) for x in (p, p.grad, m, v))  # one rank for all
+            self.update(*flat, *factors)
 
     def zero_grad(self) -> None:
         """Forget the gradients."""
@@ -172,7 +173,7 @@ class DeviceOptimiser:
 def step_factors(
     count: Tensor, rates: Tensor, rectified: Tensor, alive: Tensor | None
 ) -> tuple[Tensor, Tensor, Tensor]:
-    """Per member [M, 1, 1]: size on m/(√v + eps), eps, size on m alone."""
+    """Per member [M, 1]: size on m/(√v + eps), eps, size on m alone."""
     decayed = BETA2**count
     root = (1 - decayed).sqrt()
     rho = RHO_INFINITY - 2 * count * decayed / (1 - decayed)
@@ -186,8 +187,7 @@ def step_factors(
     plain = torch.where(rectified & ~known, step, 0.0)
     if alive is not None:
         adaptive = torch.where(alive, adaptive, torch.nan)
-    shape = (-1, 1, 1)
-    return tuple(x.to(rates.dtype).reshape(shape) for x in (adaptive, eps, plain))
+    return tuple(x.to(rates.dtype).reshape(-1, 1) for x in (adaptive, eps, plain))
 
 
 def updated(

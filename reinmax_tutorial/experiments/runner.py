@@ -78,6 +78,7 @@ class Stepper:
             except Exception as error:  # any failure to capture: train anyway
                 notify(f"no CUDA graph ({error}); the steps run one by one, slower")
                 torch.cuda.synchronize()
+                ensemble.without_compiling()
 
     def _capture(self):
         """Warm up on a side stream, restore the state, record a block of steps."""
