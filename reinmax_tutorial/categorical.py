@@ -61,10 +61,10 @@ class CounterGenerator:
             self.position, self.position + count, device=self.key.device
         )
         self.position += count
-        word = index * -7046029254386353131 + self.key.reshape(-1, 1)
-        word = (word ^ ((word >> 30) & 0x3FFFFFFFF)) * -4658895280553007687
-        word = (word ^ ((word >> 27) & 0x1FFFFFFFFF)) * -7723592293110705685
-        return word ^ ((word >> 31) & 0x1FFFFFFFF)
+        # Key first, factor second: a compiler may take index * factor for an index
+        # expression that never overflows, and drop the bounds of its loop.
+        start = mixed(self.key.reshape(-1, 1) ^ 0x2545F4914F6CDD1D)
+        return mixed((index + start) * -7046029254386353131)
 
     def uniform(self, shape, dtype: torch.dtype) -> Tensor:
         """Uniform numbers strictly between 0 and 1, of 23 (float32) or 52 bits."""
@@ -74,11 +74,18 @@ class CounterGenerator:
             return (bits.to(dtype) + 0.5).mul(2.0**-52).reshape(shape)
         words = self._words((numel + 1) // 2)  # two numbers from each word
         bits = (words.view(torch.int32) >> 9) & (2**23 - 1)
-        return (bits[:, :numel].to(dtype) + 0.5).mul(2.0**-23).reshape(shape)
+        return bits[:, :numel].to(dtype).add_(0.5).mul_(2.0**-23).reshape(shape)
 
     def spawn(self) -> Tensor:
         """Fresh keys, one per stream, in the shape of this generator's key."""
         return self._words(1).reshape(self.key.shape)
+
+
+def mixed(word: Tensor) -> Tensor:
+    """The finaliser of SplitMix64, a bijection of 64-bit words; changes `word`."""
+    word.bitwise_xor_((word >> 30) & 0x3FFFFFFFF).mul_(-4658895280553007687)
+    word.bitwise_xor_((word >> 27) & 0x1FFFFFFFFF).mul_(-7723592293110705685)
+    return word.bitwise_xor_((word >> 31) & 0x1FFFFFFFF)
 
 
 Generator = torch.Generator | CounterGenerator | None
@@ -88,15 +95,14 @@ def uniform(shape, like: Tensor, generator: Generator) -> Tensor:
     """Uniform numbers in (0, 1), dtype and device of `like`, never 0 and never 1."""
     if isinstance(generator, CounterGenerator):
         return generator.uniform(shape, like.dtype)
-    numbers = torch.rand(
-        shape, dtype=like.dtype, device=like.device, generator=generator
-    )
+    source = {} if generator is None else {"generator": generator}
+    numbers = torch.rand(shape, dtype=like.dtype, device=like.device, **source)
     return numbers.clamp_min(torch.finfo(like.dtype).eps / 4)
 
 
 def exponential(shape, like: Tensor, generator: Generator) -> Tensor:
     """Exp(1) numbers, strictly positive and finite."""
-    return -uniform(shape, like, generator).log()
+    return uniform(shape, like, generator).log_().neg_()
 
 
 def draw_key(generator: Generator, device: torch.device) -> Tensor:

@@ -15,7 +15,7 @@ from reinmax_tutorial.categorical import (
     softplus,
 )
 
-TILE = 2**18
+TILE = 2**17
 """Noise numbers held at once, for each member of an ensemble."""
 
 
@@ -56,6 +56,7 @@ def mean_conditional_vjp(
     """
     shape, C = cotangent.shape, cotangent.shape[-1]
     chosen = (one_hot > 0.5).reshape(-1, 1, C)
+    index = one_hot.argmax(-1).reshape(-1, 1, 1)
     log_w = log_weights.expand(shape).reshape(-1, 1, C)
     g = centred(cotangent, one_hot).reshape(-1, C, 1)
     N = g.shape[0]
@@ -65,7 +66,7 @@ def mean_conditional_vjp(
     for start in range(0, inner_samples, tile):
         k = min(tile, inner_samples - start)
         log_E = exponential((N, k, C), cotangent, generator).log()
-        log_E_D = (log_E * chosen).sum(-1, keepdim=True)
+        log_E_D = log_E.gather(-1, index.expand(N, k, 1))
         lead = softplus(log_E - log_E_D - log_w).masked_fill(chosen, 0.0)
         u = (lead / -temperature).exp()
         total = u.sum(-1, keepdim=True)

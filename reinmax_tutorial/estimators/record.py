@@ -6,7 +6,6 @@ import inspect
 import math
 from collections.abc import Callable
 from dataclasses import dataclass, field
-from functools import cached_property
 from numbers import Integral, Real
 from typing import Any, Literal, NamedTuple
 
@@ -116,6 +115,7 @@ class Estimator:
         most_samples: largest M, None for no limit.
         fixed_draws: independent draws of D in one estimate, where that is not M.
         renamed: option name to the entry of OPTIONS that checks it, where they differ.
+        options: option names and their defaults, read from the signature.
     """
 
     name: str
@@ -135,16 +135,16 @@ class Estimator:
     most_samples: int | None = None
     fixed_draws: int | None = None
     renamed: dict[str, str] = field(default_factory=dict)
+    options: dict[str, Any] = field(init=False)
 
-    @cached_property
-    def options(self) -> dict[str, Any]:
-        """Option names and their defaults, read from the signature."""
+    def __post_init__(self):
         signature = inspect.signature(self.formula or self.objective)
-        return {
+        defaults = {
             name: parameter.default
             for name, parameter in signature.parameters.items()
             if name in OPTIONS
         }
+        object.__setattr__(self, "options", defaults)
 
     @property
     def takes_baseline(self) -> bool:
