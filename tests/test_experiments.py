@@ -14,7 +14,7 @@ import torch
 
 from reinmax_tutorial.data import ImageData, Split, load_images
 from reinmax_tutorial.estimators import ESTIMATORS
-from reinmax_tutorial.experiments import runner
+from reinmax_tutorial.experiments import command_line, runner
 from reinmax_tutorial.experiments.command_line import main, parser, plan
 from reinmax_tutorial.experiments.config import FIELDS, TrainConfig, parse_setting
 from reinmax_tutorial.experiments.ensemble import Ensemble, stack_key, stream_keys
@@ -552,8 +552,6 @@ def test_smoke_is_shorter_on_large_data_unless_told_otherwise():
 
 
 def test_measure_at_saved_models(tmp_path, capsys, monkeypatch):
-    from reinmax_tutorial.experiments import command_line
-
     few = functools.partial(
         command_line.measured_snapshot, estimators=("reinmax",), num_images=5
     )
@@ -571,3 +569,22 @@ def test_measure_at_saved_models(tmp_path, capsys, monkeypatch):
     lines = (tmp_path / "smoke_measured.csv").read_text().splitlines()
     assert lines[0].startswith("run_id,seed,epoch,estimator,num_samples,temperature")
     assert len(lines) > 5 and "nan" not in lines[1]
+
+
+def test_a_spoilt_checkpoint_is_named(tmp_path, narrow):
+    folder = RunFolder(tmp_path)
+    path = folder.checkpoint(stack_name([TINY]))
+    path.parent.mkdir()
+    path.write_bytes(b"not a checkpoint")
+    with pytest.raises(ValueError, match="cannot be read .* delete it to start"):
+        train_members([TINY], tiny_data(), folder)
+    assert path.read_bytes() == b"not a checkpoint"
+
+
+def test_an_interrupt_says_how_to_go_on(monkeypatch, capsys):
+    def interrupted(arguments):
+        raise KeyboardInterrupt
+
+    monkeypatch.setitem(command_line.COMMANDS, "list", interrupted)
+    assert main(["list"]) == 130
+    assert "the same command continues" in capsys.readouterr().err

@@ -66,6 +66,19 @@ def test_summary_is_mean_and_standard_error_at_the_last_epoch():
     assert (rows["seeds"] == 3).all()
 
 
+def test_settings_are_told_apart_by_as_few_columns_as_needed():
+    def table(*configs):
+        return pd.DataFrame([dataclasses.asdict(config) for config in configs])
+
+    a = TrainConfig(estimator="reinmax", temperature=1.3, learning_rate=5e-4)
+    b = TrainConfig(estimator="straight_through", learning_rate=1e-3)
+    c = dataclasses.replace(a, baseline="learned", seed=1)
+    assert varying(table(a, b)) == ["estimator"]
+    assert varying(table(a, b, c)) == ["estimator", "baseline"]
+    assert varying(table(a, c)) == ["estimator", "baseline"]
+    assert varying(table(a, dataclasses.replace(a, seed=1))) == ["estimator"]
+
+
 def test_paired_differences_by_hand():
     # differences 1, 2, 3: mean 2, deviation 1, error 1/√3; t.975 with 2 degrees 4.3027
     mean, low, high, p, n = paired(np.array([1.0, 2.0, 3.0]), 0.95)

@@ -395,10 +395,16 @@ COMMANDS = {
 
 
 def main(argv: Sequence[str] | None = None) -> int:
-    """Run a command; 0 when all is done, 2 for bad input, 3 when work is left."""
+    """Run a command; 0 when all is done, 2 for bad input, 3 when work is left.
+
+    An interrupt gives 130, as in a shell.
+    """
     arguments = parser().parse_args(argv)
     try:
         return COMMANDS[arguments.command](arguments)
     except (ValueError, OSError) as error:
         print(f"error: {error}", file=sys.stderr)
         return 2
+    except KeyboardInterrupt:
+        print("\ninterrupted; the same command continues", file=sys.stderr)
+        return 130

@@ -128,10 +128,19 @@ def load_results(sweep: str) -> pd.DataFrame:
 
 
 def varying(table: pd.DataFrame) -> list[str]:
-    """The settings in which the runs of a table differ, seeds apart."""
+    """The columns that tell the settings of a table apart, seeds aside.
+
+    The estimator first, then each field that splits the settings further: where each
+    estimator has one setting, its name is enough.
+    """
     fields = [name for name in FIELDS if name in table and name != "seed"]
-    names = [name for name in fields if table[name].nunique() > 1]
-    return names or ["estimator"]
+    settings = table[fields].drop_duplicates()
+    chosen, groups = [], 0
+    for name in ["estimator", *fields]:
+        count = len(settings.drop_duplicates([*chosen, name]))
+        if count > groups:
+            chosen, groups = [*chosen, name], count
+    return chosen if groups > 1 else ["estimator"]
 
 
 def at_end(

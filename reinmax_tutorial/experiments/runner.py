@@ -25,7 +25,7 @@ from reinmax_tutorial.experiments.ensemble import (
 from reinmax_tutorial.experiments.storage import RunFolder, number, save_atomically
 
 HELD_OUT_SPLITS = ("validation", "test")
-GRAPH_STEPS = 50
+GRAPH_STEPS = 25
 """Most steps in one CUDA graph."""
 
 
@@ -159,7 +159,7 @@ def train_members(
     path = folder.checkpoint(stack_name(configs))
     epoch, rows, seconds = 0, [[] for _ in configs], 0.0
     if path.is_file():
-        saved = torch.load(path, map_location="cpu", weights_only=True)
+        saved = read_checkpoint(path)
         ensemble.load_state_dict(saved["ensemble"])
         epoch, rows, seconds = saved["epoch"], saved["rows"], saved["seconds"]
     stepper = Stepper(ensemble, notify)
@@ -211,6 +211,17 @@ def train_members(
         folder.write(config, table, timing)
     path.unlink(missing_ok=True)
     return True
+
+
+def read_checkpoint(path: Path) -> dict[str, Any]:
+    """A saved state (ValueError, with what to do, where it cannot be read)."""
+    try:
+        return torch.load(path, map_location="cpu", weights_only=True)
+    except Exception as error:
+        raise ValueError(
+            f"the checkpoint {path} cannot be read ({type(error).__name__}); delete it "
+            "to start its runs again"
+        ) from error
 
 
 def record(ensemble: Ensemble, epoch: int, rows: list[list]) -> None:
