@@ -377,18 +377,6 @@ def test_every_estimator_of_the_table_can_train():
 QUICK = ["--seeds", "1", "--set", "epochs=3", "--set", "inner_samples=2"]
 
 
-def command(*words, **options):
-    environment = {**os.environ, "OMP_NUM_THREADS": "1"}
-    return subprocess.Popen(
-        [sys.executable, "-m", "reinmax_tutorial", *words],
-        env=environment,
-        stdout=subprocess.PIPE,
-        stderr=subprocess.STDOUT,
-        text=True,
-        **options,
-    )
-
-
 def test_run_status_collect(tmp_path, capsys):
     runs, table = str(tmp_path / "runs"), tmp_path / "table.csv"
     where = [*QUICK, "--runs", runs]
@@ -477,29 +465,48 @@ def test_snapshots_are_models_of_one_member(tmp_path, narrow):
     assert weights["encoder.0.weight"].shape == (1, 9, 16)
 
 
+def killed_at_a_random_moment(words, checkpoint, moments):
+    """Start the command, let it save a state, and kill it within half a second."""
+    before = checkpoint.stat().st_mtime_ns if checkpoint.exists() else None
+    process = subprocess.Popen(
+        [sys.executable, "-m", "reinmax_tutorial", *words],
+        env={**os.environ, "OMP_NUM_THREADS": str(torch.get_num_threads())},
+        stdout=subprocess.DEVNULL,
+    )
+    while process.poll() is None:
+        if checkpoint.exists() and checkpoint.stat().st_mtime_ns != before:
+            break
+        time.sleep(0.01)
+    time.sleep(moments.uniform(0, 0.5))
+    process.send_signal(signal.SIGKILL)
+    assert process.wait() == -signal.SIGKILL
+
+
 @pytest.mark.slow
 def test_killed_three_times_it_ends_with_the_same_bytes(tmp_path):
-    words = "smoke --seeds 1 --set estimator=reinmax_rao --set epochs=25".split()
-    results = []
+    words = ["smoke", "--seeds", "1"]
+    for change in (
+        "estimator=reinmax_rao",
+        "epochs=12",
+        "inner_samples=5",
+        "batch_size=100",
+    ):
+        words += ["--set", change]
+    tables = []
     for name in ("whole", "killed"):
         where = ["--runs", str(tmp_path / name)]
+        run = ["run", *words, *where, "--checkpoint", "0"]
         if name == "killed":
+            todo = plan(parser().parse_args(run))
+            checkpoint = todo.folder.checkpoint(stack_name(todo.configs))
             moments = random.Random(0)
             for _ in range(3):
-                process = command("run", *words, *where, "--checkpoint", "0")
-                # start-up takes a while: kill once it has begun to train
-                process.stdout.readline()
-                time.sleep(moments.uniform(0.1, 1.0))
-                process.send_signal(signal.SIGKILL)
-                process.communicate()
-                assert process.returncode == -signal.SIGKILL
-        process = command("run", *words, *where, "--checkpoint", "0")
-        out, _ = process.communicate()
-        assert process.returncode == 0, out
-        table = tmp_path / f"{name}.csv"
-        assert main(["collect", *words, *where, "--output", str(table)]) == 0
-        results.append(table.read_bytes())
-    assert results[0] == results[1]
+                killed_at_a_random_moment(run, checkpoint, moments)
+        assert main(run) == 0
+        output = tmp_path / f"{name}.csv"
+        assert main(["collect", *words, *where, "--output", str(output)]) == 0
+        tables.append(output.read_bytes())
+    assert tables[0] == tables[1]
 
 
 @pytest.mark.parametrize(
