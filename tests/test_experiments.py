@@ -138,6 +138,21 @@ def test_the_update_for_gpus_trains_the_same_models(monkeypatch):
         assert torch.equal(a, b)
 
 
+def test_where_no_graph_can_be_captured_the_steps_run_one_by_one():
+    if torch.cuda.is_available():
+        pytest.skip("here a graph can be captured")
+    plain, said = trained(variants(), 1), []
+    ensemble = Ensemble(variants(), tiny_data(), hidden=NARROW)
+    ensemble.device = torch.device("cuda")  # a promise that this machine breaks
+    stepper = runner.Stepper(ensemble, said.append)
+    assert len(said) == 1 and "no CUDA graph" in said[0] and "slower" in said[0]
+    assert stepper.block == 4
+    ensemble.begin_epoch(1)
+    stepper.epoch()
+    for a, b in zip(plain.vae.parameters(), ensemble.vae.parameters(), strict=True):
+        assert torch.equal(a, b)
+
+
 @pytest.mark.parametrize("kind", ["adam", "radam"])
 def test_both_optimisers_equal_torchs(kind):
     g = torch.Generator().manual_seed(0)

@@ -184,7 +184,8 @@ def run(arguments: argparse.Namespace) -> int:
     seconds = estimated_seconds(pieces, load, device)
     print(
         f"{sweep.name}: {len(missing)} of {len(todo.configs)} runs to train, "
-        f"{steps:,} model-steps in {len(pieces)} stacks, about "
+        f"{steps:,} model-steps in {len(pieces)} stacks, "
+        f"{'about' if device == 'cpu' else 'at most about'} "
         f"{duration(seconds)} on {device_name(device)} "
         f"({torch.get_num_threads()} threads)",
         flush=True,

@@ -163,6 +163,11 @@ class Ensemble:
             if isinstance(optimiser, DeviceOptimiser):
                 optimiser.update = updated
 
+    def forget_gradients(self) -> None:
+        """Leave nothing of an unfinished step behind."""
+        for optimiser in (self.optimiser, *self.baseline_optimisers):
+            optimiser.zero_grad()
+
     def begin_epoch(self, epoch: int) -> None:
         """Shuffle: one permutation per seed and epoch (1 is the first)."""
         keys = stream_keys(self.seeds.cpu(), ORDER, epoch).tolist()

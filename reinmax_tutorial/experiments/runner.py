@@ -77,7 +77,6 @@ class Stepper:
                 self.graph = self._capture()
             except Exception as error:  # any failure to capture: train anyway
                 notify(f"no CUDA graph ({error}); the steps run one by one, slower")
-                torch.cuda.synchronize()
                 ensemble.without_compiling()
 
     def _capture(self):
@@ -95,9 +94,10 @@ class Stepper:
             with torch.cuda.graph(graph):
                 for _ in range(self.block):
                     self.ensemble.train_step()
-        finally:
+        finally:  # whatever happened, training starts from where it was
             self.ensemble.load_state_dict(before)
             self.ensemble.sums.copy_(sums)
+            self.ensemble.forget_gradients()
         return graph
 
     def epoch(self) -> None:
