@@ -26,7 +26,8 @@ from reinmax_tutorial.experiments.results import (
 from reinmax_tutorial.experiments.storage import RunFolder, number
 from reinmax_tutorial.experiments.sweeps import SWEEPS
 
-COMMITTED = sorted(p.name[:-4] for p in RESULTS.iterdir() if p.name.endswith(".csv"))
+FILES = [p.name for p in RESULTS.iterdir()] if RESULTS.is_dir() else []
+COMMITTED = sorted(name[:-4] for name in FILES if name.endswith(".csv"))
 
 
 def made_up(values):
