@@ -189,12 +189,16 @@ def textbook_row(name, theta, D, G, g, E, options):
 
 @contextmanager
 def recorded_noise():
-    """Collect the exponentials that rao_blackwell draws: a list of [rows, k, C]."""
+    """Collect the exponentials that rao_blackwell draws: a list of [rows, K, C].
+
+    They are drawn as [1, rows, C, K], in one tile where the case is small.
+    """
     seen, original = [], rao_blackwell.exponential
 
     def recording(shape, like, generator):
-        seen.append(original(shape, like, generator))
-        return seen[-1]
+        noise = original(shape, like, generator)
+        seen.append(noise[0].mT.clone())
+        return noise
 
     rao_blackwell.exponential = recording
     try:

@@ -578,7 +578,9 @@ def test_no_jacobian_is_ever_built(name):
 
 @pytest.mark.parametrize("name", ["gumbel_rao", "reinmax_rao", "reinmax_cv"])
 def test_memory_is_flat_in_the_number_of_inner_samples(name, monkeypatch):
-    monkeypatch.setattr("reinmax_tutorial.estimators.rao_blackwell.TILE", 2**10)
+    monkeypatch.setattr(
+        "reinmax_tutorial.estimators.rao_blackwell.TILE", {"cpu": 2**10}
+    )
     logits = normal(4, 2, 8)
 
     def largest(K):

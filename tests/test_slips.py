@@ -73,9 +73,8 @@ def gumbel_rao_total_derivative(
     inner_samples=100,
     generator=None,
 ):
-    E = rao_blackwell.exponential(
-        (logits.shape[0], inner_samples, logits.shape[-1]), logits, generator
-    ).movedim(1, 0)
+    E = rao_blackwell.exponential((1, *logits.shape, inner_samples), logits, generator)
+    E = E[0].movedim(-1, 0)  # [K, rows, C]
     with torch.enable_grad():
         theta = logits.detach().requires_grad_()
         log_Z = theta.logsumexp(-1, keepdim=True)

@@ -15,8 +15,8 @@ from reinmax_tutorial.categorical import (
     softplus,
 )
 
-TILE = 2**17
-"""Noise numbers held at once, for each member of an ensemble."""
+TILE = {"cpu": 2**17, "cuda": 2**22}
+"""Noise numbers held at once on a device, for each member of an ensemble."""
 
 
 def centred(cotangent: Tensor, one_hot: Tensor) -> Tensor:
@@ -54,27 +54,33 @@ def mean_conditional_vjp(
     Returns:
         Shape [*batch, C].
     """
-    shape, C = cotangent.shape, cotangent.shape[-1]
-    chosen = (one_hot > 0.5).reshape(-1, 1, C)
-    index = one_hot.argmax(-1).reshape(-1, 1, 1)
-    log_w = log_weights.expand(shape).reshape(-1, 1, C)
-    g = centred(cotangent, one_hot).reshape(-1, C, 1)
-    N = g.shape[0]
-    per_member = N * C // getattr(generator, "members", 1)
-    tile = max(1, TILE // max(1, per_member))
-    mean_y, mean_y_yg = torch.zeros_like(g), torch.zeros_like(g)
-    for start in range(0, inner_samples, tile):
-        k = min(tile, inner_samples - start)
-        log_E = exponential((N, k, C), cotangent, generator).log()
-        log_E_D = log_E.gather(-1, index.expand(N, k, 1))
-        lead = softplus(log_E - log_E_D - log_w).masked_fill(chosen, 0.0)
-        u = (lead / -temperature).exp()
-        total = u.sum(-1, keepdim=True)
-        y_g = (u @ g) / total
-        mean_y = mean_y + u.mT @ (1 / total)
-        mean_y_yg = mean_y_yg + u.mT @ (y_g / total)
-    mean = (mean_y * g - mean_y_yg) / (inner_samples * temperature)
-    return mean.reshape(shape)
+    K, C = inner_samples, cotangent.shape[-1]
+    members = getattr(generator, "members", 1)
+    g = centred(cotangent, one_hot).reshape(members, -1, 1, C)
+    log_w = torch.where(one_hot > 0.5, math.inf, log_weights)  # so that u_D = 1
+    log_w = log_w.reshape(members, -1, C, 1)
+    index = one_hot.argmax(-1).reshape(members, -1, 1, 1)
+    size = TILE["cpu" if cotangent.device.type == "cpu" else "cuda"]
+    at_once = min(K, max(1, size // C))
+    rows = max(1, size // (at_once * C))
+    means = []
+    for start in range(0, max(1, g.shape[1]), rows):  # once for an empty batch
+        part = slice(start, start + rows)
+        row_g, row_w, row_index = g[:, part], log_w[:, part], index[:, part]
+        y, y_yg = 0.0, 0.0  # sums over the draws of y and of y ⟨y, g⟩
+        for first in range(0, K, at_once):
+            k = min(at_once, K - first)
+            shape = (*row_w.shape[:-1], k)
+            log_E = exponential(shape, cotangent, generator).log_()
+            log_E_D = log_E.gather(-2, row_index.expand(*shape[:-2], 1, k))
+            u = (softplus(log_E - row_w - log_E_D) / -temperature).exp()
+            weight = 1 / u.sum(-2, keepdim=True)
+            y_g = (row_g @ u) * weight
+            y = y + u @ weight.mT
+            y_yg = y_yg + u @ (weight * y_g).mT
+        means.append(y * row_g.mT - y_yg)
+    mean = torch.cat(means, 1) / (K * temperature)
+    return mean.reshape(cotangent.shape)
 
 
 def gumbel_rao(
