@@ -200,9 +200,9 @@ RECORDS = (
         needs="value and gradient",
         objective=runge_kutta,
         promises=(
-            Promise(3),
+            Promise(2),
             Promise(2, {"beta": 0.0}),
-            Promise(2, {"beta": 0.5}),
+            Promise(3, {"beta": 0.25}),
         ),
         cost=Cost("M (1 + L C)", inner_node_cost),
         renamed={"beta": "node_weight"},
@@ -307,7 +307,10 @@ RECORDS = (
         needs="value and gradient",
         objective=rebar,
         random=True,
-        promises=(Promise("unbiased"), Promise("unbiased", {"eta": 0.5})),
+        promises=(
+            Promise("unbiased"),
+            Promise("unbiased", {"eta": 0.5, "temperature": 0.5}),
+        ),
         cost=Cost("3 M", three_cost),
         source="Tucker et al. 2017",
         chapter=8,

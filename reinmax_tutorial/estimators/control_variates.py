@@ -124,7 +124,7 @@ def rebar(
     draw: Draw | None = None,
     validate: bool = True,
     eta: Tensor | float = 1.0,
-    temperature: float = 0.5,
+    temperature: float = 1.0,
 ) -> Tensor:
     """REBAR: REINFORCE with a reparametrised control variate.
 

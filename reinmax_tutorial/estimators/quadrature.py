@@ -110,7 +110,7 @@ def runge_kutta(
     generator: Generator = None,
     draw: Draw | None = None,
     validate: bool = True,
-    beta: float = 0.25,
+    beta: float = 0.5,
 ) -> Tensor:
     """The true two-node Runge-Kutta rule, with a node inside the segment.
 
