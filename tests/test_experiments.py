@@ -392,6 +392,7 @@ def test_every_estimator_of_the_table_can_train():
 QUICK = ["--seeds", "1", "--set", "epochs=3", "--set", "inner_samples=2"]
 
 
+@pytest.mark.slow
 def test_run_status_collect(tmp_path, capsys):
     runs, table = str(tmp_path / "runs"), tmp_path / "table.csv"
     where = [*QUICK, "--runs", runs]
