@@ -2,8 +2,10 @@
 
 import itertools
 import math
+import sys
 
 import mpmath
+import naive
 import pytest
 import torch
 from oracles import recorded_noise
@@ -58,12 +60,13 @@ def grid(name):
     return itertools.product(CATEGORIES, SHAPES, DTYPES, temperatures)
 
 
-@pytest.mark.parametrize("name", PATHWISE)
-def test_hard_inputs(name, monkeypatch):
-    """Every case of the grid, against the same formula in float64."""
-    monkeypatch.setattr(rao_blackwell, "exponential", same_numbers)
+def cases(name):
+    """Every case of the grid, with the package's estimate and the one in float64.
+
+    Yields (label, estimate, reference, draw, logits, g, options); the inner noise is
+    that of `same_numbers`.
+    """
     record = rt.ESTIMATORS[name]
-    bad = []
     for C, shape, dtype, temperature in grid(name):
         logits = hard_logits(C, shape, dtype)
         g = torch.randn(3, C, generator=torch.Generator().manual_seed(1)).to(dtype)
@@ -71,14 +74,64 @@ def test_hard_inputs(name, monkeypatch):
         options = {}
         if "temperature" in record.options:
             options["temperature"] = temperature
-        if "inner_samples" in record.options:
-            options["inner_samples"] = 3
-        estimate = record.vjp(logits, draw, g, **options)
+        inner = {"inner_samples": 3} if "inner_samples" in record.options else {}
+        estimate = record.vjp(logits, draw, g, **options, **inner)
         exactly = rt.Draw(draw.one_hot.double(), draw.gumbel.double())
-        reference = record.vjp(logits.double(), exactly, g.double(), **options)
-        if estimate.dtype != dtype or not is_good(estimate, reference, g, temperature):
-            bad.append((C, shape, dtype, temperature))
+        reference = record.vjp(logits.double(), exactly, g.double(), **options, **inner)
+        label = (C, shape, dtype, temperature)
+        yield label, estimate, reference, draw, logits, g, options
+
+
+@pytest.mark.parametrize("name", PATHWISE)
+def test_hard_inputs(name, monkeypatch):
+    """Every case of the grid, against the same formula in float64."""
+    monkeypatch.setattr(rao_blackwell, "exponential", same_numbers)
+    bad = [
+        label
+        for label, estimate, reference, _, logits, g, _ in cases(name)
+        if estimate.dtype != logits.dtype
+        or not is_good(estimate, reference, g, label[-1])
+    ]
     assert not bad, f"{len(bad)} bad cases, the first: {bad[:5]}"
+
+
+def naive_is_bad(name, label, reference, draw, logits, g, options):
+    """Whether the naive form fails a case that the package passes."""
+    C = label[0]
+    noise = same_numbers((1, 3, C, 3), logits, None)[0].mT
+    ours = naive.estimate(name, logits, draw, g, noise, **options)
+    return not is_good(ours, reference, g, label[-1])
+
+
+@pytest.mark.parametrize("name", ["straight_through", "gumbel_softmax", "reinmax_rao"])
+def test_the_grid_is_hard(name, monkeypatch):
+    """The naive form fails a tenth of the cases, or there is nothing to show."""
+    monkeypatch.setattr(rao_blackwell, "exponential", same_numbers)
+    monkeypatch.setattr(sys.modules[__name__], "CATEGORIES", (2, 8))
+    verdicts = [
+        naive_is_bad(name, label, reference, *rest)
+        for label, _, reference, *rest in cases(name)
+    ]
+    assert sum(verdicts) > 0.1 * len(verdicts)
+
+
+def report():
+    """Print, for every estimator, the cases and the bad ones: ours and naive."""
+    rao_blackwell.exponential = same_numbers
+    print(f"{'estimator':24s} {'cases':>6s} {'bad':>6s} {'bad, naive':>11s}")
+    totals = [0, 0, 0, 0]
+    for name in PATHWISE:
+        row = [0, 0, 0, 0]
+        for label, estimate, reference, draw, logits, g, options in cases(name):
+            good = is_good(estimate, reference, g, label[-1])
+            row[0] += 1
+            row[1] += not good
+            if label[0] <= 64:  # at C = 4096 a batch of dense Jacobians is gigabytes
+                row[2] += naive_is_bad(name, label, reference, draw, logits, g, options)
+                row[3] += 1
+        totals = [a + b for a, b in zip(totals, row, strict=True)]
+        print(f"{name:24s} {row[0]:6d} {row[1]:6d} {row[2]:6d}/{row[3]}")
+    print(f"{'all':24s} {totals[0]:6d} {totals[1]:6d} {totals[2]:6d}/{totals[3]}")
 
 
 @pytest.mark.parametrize("name", PATHWISE)
@@ -157,3 +210,7 @@ def softmax(x):
 def vjp(p, g):
     inner = sum(a * b for a, b in zip(p, g, strict=True))
     return [a * (b - inner) for a, b in zip(p, g, strict=True)]
+
+
+if __name__ == "__main__":
+    report()
