@@ -222,46 +222,6 @@ class VAE(nn.Module):
         return NegativeElbo(reconstruction + kl, reconstruction, kl)
 
 
-class ScoreBaseline(nn.Module):
-    """κ_φ(features of x, π): a learned score baseline for M models.
-
-    One hidden layer of 64 units; one κ for each image and latent, in nats. It starts
-    at κ = 0. Everything it sees is detached from the model, and the backward pass
-    of the estimator delivers the gradient of ‖r - κu‖² (section "score baseline").
-
-    Args:
-        num_features: width of the features of x.
-        num_categories: C.
-        num_latents: L.
-        seeds: one per member.
-    """
-
-    def __init__(
-        self,
-        num_features: int,
-        num_categories: int,
-        num_latents: int,
-        *,
-        seeds: Sequence[int] = (0,),
-        hidden: int = 64,
-    ):
-        super().__init__()
-        # not the seeds of the model: the same numbers would start both
-        generators = [torch.Generator().manual_seed(seed + 2**40) for seed in seeds]
-        code = num_latents * num_categories
-        self.first = StackedLinear(num_features + code, hidden, generators)
-        self.last = StackedLinear(hidden, num_latents, generators)
-        with torch.no_grad():
-            self.last.weight.zero_()
-            self.last.bias.zero_()
-
-    def forward(self, features: Tensor, logits: Tensor) -> Tensor:
-        """Features [M, B, F] and θ [M, B, L, C] -> κ [M, B, L, 1]."""
-        pi = logits.detach().softmax(-1).flatten(-2)
-        inputs = torch.cat([features.detach(), pi], -1)
-        return self.last(self.first(inputs).relu()).unsqueeze(-1)
-
-
 def cross_entropy(pixel_logits: Tensor, images: Tensor) -> Tensor:
     """Bernoulli cross-entropy from logits, summed over pixels, in nats per image."""
     target = images.expand(pixel_logits.shape)

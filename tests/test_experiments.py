@@ -224,7 +224,7 @@ def test_gradients_are_those_of_the_mean_loss():
 
 
 def test_the_constant_baseline_is_the_regression_of_past_draws():
-    """moments are (1-d) Σ d^k (Σ⟨u, r⟩, Σ|u|²), r the estimate without baseline."""
+    """Running sums of ⟨u, r⟩, corrected for E|u|², and of E|u|²; κ is their ratio."""
     from reinmax_tutorial.categorical import CounterGenerator, draw
     from reinmax_tutorial.estimators import sample
 
@@ -242,11 +242,17 @@ def test_the_constant_baseline_is_the_regression_of_past_draws():
         u = z.detach() - logits.detach().softmax(-1)
         same = draw(logits, generator=CounterGenerator(keys)).one_hot
         assert torch.equal(same, z.detach())
-        now = torch.stack([(u * r).sum(), (u * u).sum()])
-        expected = 0.99 * expected + 0.01 * now
+        pi = logits.detach().softmax(-1)
+        square = (pi * (1 - pi)).sum()
+        constant = ensemble.groups[0].constant
+        kappa = constant.kappa.detach().clone().flatten()[0]
+        product = (u * r).sum() + kappa * (square - (u * u).sum())
+        expected = 0.99 * expected + 0.01 * torch.stack([product, square])
         ensemble.train_step()
-        moments = ensemble.groups[0].moments.flatten()
-        torch.testing.assert_close(moments, expected, atol=1e-12, rtol=1e-12)
+        sums = torch.cat([constant.numerator, constant.denominator]).flatten()
+        torch.testing.assert_close(sums, expected, atol=1e-12, rtol=1e-12)
+        ratio = (expected[0] / expected[1]).reshape(constant.kappa.shape)
+        torch.testing.assert_close(constant.kappa.detach(), ratio)
 
 
 def test_order_covers_every_image_once_and_depends_on_seed_and_epoch():

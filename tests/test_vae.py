@@ -8,7 +8,7 @@ import torch
 from torch.nn import functional as F
 
 from reinmax_tutorial.categorical import CounterGenerator
-from reinmax_tutorial.vae import VAE, ScoreBaseline, cross_entropy, kl_to_uniform
+from reinmax_tutorial.vae import VAE, cross_entropy, kl_to_uniform
 
 
 def small_vae(C=3, L=2, seeds=(0, 1), pixels=6, hidden=(8, 5)):
@@ -161,18 +161,6 @@ def test_bound_needs_a_sample():
     vae = small_vae()
     with pytest.raises(ValueError, match="num_samples must be at least 1, got 0"):
         vae.importance_weighted_bound(images_for(vae), num_samples=0)
-
-
-def test_baseline_starts_at_zero_and_reaches_nothing_but_itself():
-    vae = small_vae()
-    x = images_for(vae)
-    logits, features = vae.encode(x)
-    network = ScoreBaseline(5, 3, 2, seeds=(0, 1)).double()
-    kappa = network(features, logits)
-    assert kappa.shape == (2, 4, 2, 1) and (kappa == 0).all()
-    kappa.sum().backward()
-    assert all(p.grad is None for p in vae.parameters())
-    assert network.last.bias.grad is not None
 
 
 def test_member_noise_does_not_depend_on_neighbours():

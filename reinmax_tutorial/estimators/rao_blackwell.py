@@ -24,6 +24,13 @@ def centred(cotangent: Tensor, one_hot: Tensor) -> Tensor:
     return cotangent - (cotangent * one_hot).sum(-1, keepdim=True)
 
 
+def closeness(E: Tensor, E_D: Tensor, log_w: Tensor, temperature: float) -> Tensor:
+    """The ratios u_i = exp((x_i - x_D)/τ); 1 where log w is +inf, as for D itself."""
+    if temperature == 1:  # E_D w / (E_D w + E): no logarithm, and as many digits
+        return 1 / (1 + E * (1 / E_D) * (-log_w).exp())
+    return (softplus(E.log() - log_w - E_D.log()) / -temperature).exp()
+
+
 def mean_conditional_vjp(
     log_weights: Tensor,
     one_hot: Tensor,
@@ -71,9 +78,9 @@ def mean_conditional_vjp(
         for first in range(0, K, at_once):
             k = min(at_once, K - first)
             shape = (*row_w.shape[:-1], k)
-            log_E = exponential(shape, cotangent, generator).log_()
-            log_E_D = log_E.gather(-2, row_index.expand(*shape[:-2], 1, k))
-            u = (softplus(log_E - row_w - log_E_D) / -temperature).exp()
+            E = exponential(shape, cotangent, generator)
+            E_D = E.gather(-2, row_index.expand(*shape[:-2], 1, k))
+            u = closeness(E, E_D, row_w, temperature)
             weight = 1 / u.sum(-2, keepdim=True)
             y_g = (row_g @ u) * weight
             y = y + u @ weight.mT

@@ -17,6 +17,7 @@ from torch import Tensor
 from reinmax_tutorial.categorical import CounterGenerator, Draw, draw
 from reinmax_tutorial.data import ImageData, Split, scaled
 from reinmax_tutorial.estimators import ESTIMATORS, expected_loss, sample
+from reinmax_tutorial.estimators.baselines import RunningConstant, ScoreNetwork
 from reinmax_tutorial.experiments.config import TrainConfig
 from reinmax_tutorial.experiments.optimisers import (
     DeviceOptimiser,
@@ -24,7 +25,7 @@ from reinmax_tutorial.experiments.optimisers import (
     member_slices,
     updated,
 )
-from reinmax_tutorial.vae import HIDDEN, VAE, ScoreBaseline, kl_to_uniform
+from reinmax_tutorial.vae import HIDDEN, VAE, kl_to_uniform
 
 METRICS = ("negative_elbo", "reconstruction", "kl")
 TRAINING, ORDER, EVALUATION, BOUND = range(4)
@@ -137,8 +138,8 @@ class Ensemble:
         self.baseline_optimisers = [
             self._optimiser(
                 list(network.parameters()),
-                ["adam"] * len(network.last.bias),
-                [BASELINE_RATE] * len(network.last.bias),
+                ["adam"] * len(network.first),
+                [BASELINE_RATE] * len(network.first),
                 compiled,
             )
             for network in learned
@@ -305,44 +306,40 @@ class Group:
     def __init__(self, ensemble: Ensemble, start: int, stop: int):
         self.ensemble, self.members = ensemble, slice(start, stop)
         config = ensemble.configs[start]
-        self.kind = config.baseline
         self.estimator = ESTIMATORS[config.estimator]
         self.options = config.options
         self.num_samples = config.num_samples
-        self.network = self.kappa = None
-        if self.kind == "learned":
-            network = ScoreBaseline(
-                ensemble.vae.encoder[-1].weight.shape[1],
-                config.num_categories,
+        self.network = self.constant = None
+        where = (ensemble.device, ensemble.dtype)
+        if config.baseline == "learned":
+            seeds = [member.seed for member in ensemble.configs[self.members]]
+            # not the seeds of the model: the same numbers would start both
+            starts = [torch.Generator().manual_seed(seed + 2**40) for seed in seeds]
+            self.network = ScoreNetwork(
                 config.num_latents,
-                seeds=[member.seed for member in ensemble.configs[self.members]],
-            )
-            self.network = network.to(ensemble.device, ensemble.dtype)
-        # running Σ⟨u, r⟩ and Σ|u|² of past draws
-        shape = (2, stop - start, 1, 1, 1)
-        self.moments = torch.zeros(shape, dtype=ensemble.dtype, device=ensemble.device)
+                config.num_categories,
+                ensemble.vae.encoder[-1].weight.shape[1],
+                members=stop - start,
+                generator=starts,
+            ).to(*where)
+        elif config.baseline == "constant":
+            shape = (stop - start, 1, 1, 1)
+            constant = RunningConstant(shape, decay=BASELINE_MEMORY)
+            self.constant = constant.to(*where)
 
     def codes(self, logits: Tensor, features: Tensor, keys: Tensor) -> Tensor:
         """Hard samples that carry the estimator's gradient, [m, B, L, C]."""
         logits, features = logits[self.members], features[self.members]
-        if self.kind == "learned":
-            self.kappa = self.network(features, logits)
-        elif self.kind == "constant":
-            product, square = self.moments
-            constant = product / square.clamp_min(1e-12)
-            self.kappa = constant.detach().requires_grad_()
-        codes = sample(
+        baseline = self.network or self.constant
+        self.logits = logits.detach()
+        return sample(
             logits,
             self.estimator.name,
             generator=CounterGenerator(keys[self.members]),
-            baseline=self.kappa,
+            baseline=baseline(logits, features) if baseline else None,
             validate=False,
             **self.options,
         )
-        if self.kind == "constant":
-            u = codes.detach() - logits.detach().softmax(-1)
-            self.square = (u * u).sum((1, 2, 3), keepdim=True)
-        return codes
 
     def lifted(self, logits: Tensor, images: Tensor, keys: Tensor) -> Tensor:
         """The reconstruction with the gradient of an estimator that needs values."""
@@ -366,24 +363,16 @@ class Group:
         )
 
     def learn(self) -> None:
-        """After the backward pass: fold this draw into the running constant.
-
-        The gradient that κ received is -2 Σ⟨u, r - κu⟩, from which Σ⟨u, r⟩ follows.
-        """
-        if self.kind != "constant":
-            return
-        product = self.kappa.detach() * self.square - self.kappa.grad / 2
-        now = torch.stack([product, self.square])
-        self.moments.lerp_(now, 1 - BASELINE_MEMORY)
-        self.kappa = self.square = None
+        """After the backward pass: fold this draw into the running constant."""
+        if self.constant:
+            self.constant.update(self.logits)
 
     def state_dict(self) -> dict:
         """The baseline's state."""
-        network = self.network.state_dict() if self.network else {}
-        return {"moments": self.moments, "network": network}
+        baseline = self.network or self.constant
+        return baseline.state_dict() if baseline else {}
 
     def load_state_dict(self, state: dict) -> None:
         """Continue from a saved state."""
-        self.moments.copy_(state["moments"])
-        if self.network:
-            self.network.load_state_dict(state["network"])
+        if state:
+            (self.network or self.constant).load_state_dict(state)

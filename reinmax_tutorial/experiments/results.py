@@ -227,7 +227,7 @@ def compare(
 
 def paired(difference: np.ndarray, confidence: float) -> tuple[float, ...]:
     """Mean, interval, two-sided p-value and number of paired differences."""
-    from scipy import stats  # comes with scikit-learn; slow to import
+    from scipy import stats  # slow to import
 
     n = len(difference)
     mean = float(np.mean(difference)) if n else math.nan
