@@ -238,6 +238,16 @@ def test_every_estimator_has_a_style_and_a_row_in_the_notation():
     assert not missing
 
 
+def test_every_estimator_has_promises_a_source_and_a_chapter_that_names_it():
+    for name, record in rt.ESTIMATORS.items():
+        assert record.label and record.source and record.promises
+        (chapter,) = [
+            p for p in CHAPTERS if p.name.startswith(f"{record.chapter:02d}_")
+        ]
+        text = chapter.read_text(encoding="utf-8")
+        assert name in text or name == "exact" and "exact_gradient" in text, name
+
+
 @pytest.mark.parametrize("page", ["notation.md", "api.md"])
 def test_tables_are_those_of_the_records(page, monkeypatch):
     monkeypatch.setattr(sys, "path", [str(BOOK), *sys.path])

@@ -6,7 +6,15 @@ import pytest
 import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
-from oracles import against_textbook, assert_mean, exact, mean_samples
+from oracles import (
+    against_textbook,
+    assert_mean,
+    codes,
+    estimates,
+    exact,
+    mean_samples,
+    probabilities,
+)
 
 import reinmax_tutorial as rt
 from reinmax_tutorial.categorical import (
@@ -342,6 +350,31 @@ def test_paired_reinmax_has_the_mean_of_reinmax():
     single = mean_samples(rt.ESTIMATORS["reinmax"], f, logits, **shared)
     assert (paired - single).abs().max() < 1e-12 * single.abs().max().clamp_min(1)
     assert (single[0] - exact(f, logits)).norm() > 1e-3
+
+
+def test_local_expectation_is_reinforce_given_the_other_latents():
+    """Averaged over its own latent REINFORCE becomes it: hence never more variance."""
+    generator = torch.Generator().manual_seed(0)
+    L, C = 2, 3
+    logits = torch.randn(L, C, generator=generator)
+    f = random_polynomial(3, L, C, generator=generator)
+    every = codes(L, C)
+    theta, p = logits.expand(len(every), L, C), probabilities(logits, every)
+    plain = estimates(rt.ESTIMATORS["reinforce"], f, theta, every)
+    local = estimates(rt.ESTIMATORS["local_expectation"], f, theta, every)
+    pi = logits.softmax(-1)
+    for latent in range(L):
+        other = every[:, 1 - latent]
+        same = (other[:, None] == other).all(-1)  # codes that agree in the other one
+        weight = same * (every[:, latent] @ pi[latent])
+        averaged = weight @ plain[:, latent]
+        assert (averaged - local[:, latent]).abs().max() < 1e-12
+
+    def variance(x):
+        mean = torch.einsum("s,slc->lc", p, x)
+        return p @ (x - mean).square().sum((-2, -1))
+
+    assert variance(local) < variance(plain)
 
 
 @pytest.mark.parametrize("name", list(rt.ESTIMATORS))
