@@ -202,9 +202,10 @@ def test_score_network_starts_at_zero_and_learns():
     kappa = network(logits, features.double()).detach().mean(0)
     plain = variance(p, estimates("reinmax", f, logits[0].detach()))
     with_it = variance(p, estimates("reinmax", f, logits[0].detach(), baseline=kappa))
-    best = optimal_constant(f, logits[0].detach(), "reinmax", per_latent=True)
-    least = variance(p, estimates("reinmax", f, logits[0].detach(), baseline=best))
-    assert plain - with_it > 0.5 * (plain - least)  # 300 noisy steps get most of it
+    one_for_all = optimal_constant(f, logits[0].detach(), "reinmax")
+    shared = estimates("reinmax", f, logits[0].detach(), baseline=one_for_all)
+    # what no network is needed for: it can say one number, and tells latents apart
+    assert with_it < variance(p, shared) < plain
 
 
 def test_score_network_sends_no_gradient_to_its_inputs():
