@@ -63,7 +63,7 @@ class Estimate(torch.autograd.Function):
                 logits,
                 Draw(one_hot, gumbel),
                 cotangent,
-                baseline=None if kappa is None else kappa,
+                baseline=kappa,
                 generator=CounterGenerator(key),
                 validate=False,
                 **dict(ctx.options),

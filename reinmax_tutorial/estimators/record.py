@@ -149,7 +149,9 @@ class Estimator:
     @property
     def takes_baseline(self) -> bool:
         """Whether `baseline=` is accepted: it adds -κu and needs a single draw of D."""
-        return self.formula is not None or self.name == "reinforce"
+        if self.formula is not None:
+            return True
+        return "baseline" in inspect.signature(self.objective).parameters
 
     def check_options(self, options: dict[str, Any]) -> None:
         """Refuse an unknown option or a value out of range (ValueError)."""
