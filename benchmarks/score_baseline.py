@@ -104,7 +104,7 @@ def learned(name, options, vae: VAE, ensemble: Ensemble, seed: int) -> ScoreNetw
     ensemble.begin_epoch(EPOCHS + 1)
     ensemble.step.zero_()
     for _ in range(600):
-        images = ensemble.next_images()
+        images, _ = ensemble.next_batch()
         with torch.no_grad():
             logits, features = vae.encode(images)
         kappa = network(logits, features)
@@ -126,7 +126,7 @@ def measured(seed: int, data) -> pd.DataFrame:
     vae = ensemble.vae.requires_grad_(False)
     ensemble.begin_epoch(EPOCHS + 2)
     ensemble.step.zero_()
-    images = ensemble.next_images()
+    images, _ = ensemble.next_batch()
     logits, features = vae.encode(images)
     L, C = vae.num_latents, vae.num_categories
     f = Tabulated(lambda z: vae.reconstruction(z, images), L, C, BATCH)

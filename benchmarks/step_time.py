@@ -173,7 +173,7 @@ def parts(data, shape, estimator, repeats):
         "matrix products": products,
         "optimiser": optimiser.step,
         "estimator": estimate,
-        "images": ensemble.next_images,
+        "images": ensemble.next_batch,
     }
     times = {name: [] for name in actions}
     for _ in range(repeats):

@@ -49,6 +49,7 @@ class CounterGenerator:
     def __init__(self, key: Tensor):
         self.key = key
         self.position = 0
+        self.start = mixed(key.reshape(-1, 1) ^ 0x2545F4914F6CDD1D)
 
     @property
     def members(self) -> int:
@@ -63,18 +64,19 @@ class CounterGenerator:
         self.position += count
         # Key first, factor second: a compiler may take index * factor for an index
         # expression that never overflows, and drop the bounds of its loop.
-        start = mixed(self.key.reshape(-1, 1) ^ 0x2545F4914F6CDD1D)
-        return mixed((index + start) * -7046029254386353131)
+        return mixed((index + self.start).mul_(-7046029254386353131))
 
     def uniform(self, shape, dtype: torch.dtype) -> Tensor:
         """Uniform numbers strictly between 0 and 1, of 23 (float32) or 52 bits."""
         numel = math.prod(shape) // self.members
         if dtype == torch.float64:
-            bits = (self._words(numel) >> 12) & (2**52 - 1)
-            return (bits.to(dtype) + 0.5).mul(2.0**-52).reshape(shape)
-        words = self._words((numel + 1) // 2)  # two numbers from each word
-        bits = (words.view(torch.int32) >> 9) & (2**23 - 1)
-        return bits[:, :numel].to(dtype).add_(0.5).mul_(2.0**-23).reshape(shape)
+            words, width, digits = self._words(numel), 64, 52
+        else:  # two numbers from each word
+            words, width, digits = self._words((numel + 1) // 2), 32, 23
+            words = words.view(torch.int32)[:, :numel]
+        # signed words, shrunk a little: the ends are 2^-digits and 1 - 2^-digits
+        scale = (1 - 2.0 ** (1 - digits)) * 2.0**-width
+        return words.to(dtype).mul_(scale).add_(0.5).reshape(shape)
 
     def spawn(self) -> Tensor:
         """Fresh keys, one per stream, in the shape of this generator's key."""
@@ -83,9 +85,14 @@ class CounterGenerator:
 
 def mixed(word: Tensor) -> Tensor:
     """The finaliser of SplitMix64, a bijection of 64-bit words; changes `word`."""
-    word.bitwise_xor_((word >> 30) & 0x3FFFFFFFF).mul_(-4658895280553007687)
-    word.bitwise_xor_((word >> 27) & 0x1FFFFFFFFF).mul_(-7723592293110705685)
-    return word.bitwise_xor_((word >> 31) & 0x1FFFFFFFF)
+    for shift, factor in ((30, -4658895280553007687), (27, -7723592293110705685)):
+        word.bitwise_xor_(shifted(word, shift)).mul_(factor)
+    return word.bitwise_xor_(shifted(word, 31))
+
+
+def shifted(word: Tensor, by: int) -> Tensor:
+    """64-bit words moved to the right, zeros coming in; torch moves the sign in."""
+    return (word >> by).bitwise_and_(2 ** (64 - by) - 1)
 
 
 Generator = torch.Generator | CounterGenerator | None

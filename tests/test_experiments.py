@@ -117,8 +117,8 @@ def test_score_function_members_train_too():
 
 
 def test_the_update_for_gpus_trains_the_same_models(monkeypatch):
-    def on_device(self, parameters, kinds, rates, compiled):
-        return DeviceOptimiser(parameters, kinds, rates)
+    def on_device(self, parameters, kinds, rates, compiled, **options):
+        return DeviceOptimiser(parameters, kinds, rates, **options)
 
     fused = trained(variants(), 5)
     monkeypatch.setattr(Ensemble, "_optimiser", on_device)
@@ -195,8 +195,25 @@ def test_a_dead_member_keeps_its_parameters(optimiser):
     assert (p[1] == 1).all() and (p[0] < 1).all()
 
 
+@pytest.mark.parametrize("optimiser", [FusedOptimiser, DeviceOptimiser])
+def test_a_known_scale_of_the_gradients_changes_nothing(optimiser):
+    """Adam and RAdam, also where eps counts, past the first steps of RAdam."""
+    gradients = torch.randn(9, 2, 1, 6, generator=torch.Generator().manual_seed(0))
+    gradients = gradients.double() * torch.logspace(-9, 0, 6, dtype=torch.float64)
+    ends = []
+    for scale in (1.0, 100.0):
+        p = torch.nn.Parameter(torch.ones(2, 1, 6, dtype=torch.float64))
+        kinds, rates = ["adam", "radam"], [0.1, 0.2]
+        stepper = optimiser([p], kinds, rates, gradient_scale=scale)
+        for g in gradients:
+            p.grad = scale * g
+            stepper.step()
+        ends.append(p.detach())
+    assert (ends[0] - ends[1]).abs().max() <= 1e-12
+
+
 def test_gradients_are_those_of_the_mean_loss():
-    """One step of a huge-rate-free check: .grad / B equals the mean loss's gradient."""
+    """.grad, divided by the scale that the optimiser is told, is the mean's."""
     config = dataclasses.replace(TINY, estimator="reinmax")
     seen = {}
 
@@ -205,9 +222,10 @@ def test_gradients_are_those_of_the_mean_loss():
             seen["grad"] = [p.grad.clone() for p in self.parameters]
 
     ensemble = Ensemble([config], tiny_data(), hidden=NARROW)
+    scale = ensemble.optimiser.scale
     ensemble.optimiser = Spy(list(ensemble.vae.parameters()), ["adam"], [1.0])
     ensemble.begin_epoch(1)
-    images = ensemble.next_images()
+    images, _ = ensemble.next_batch()
     ensemble.train_step()
     from reinmax_tutorial.categorical import CounterGenerator
     from reinmax_tutorial.estimators import sample
@@ -220,7 +238,7 @@ def test_gradients_are_those_of_the_mean_loss():
     loss = (vae.reconstruction(z, images) + kl_to_uniform(logits)).mean()
     expected = torch.autograd.grad(loss, list(vae.parameters()))
     for a, b in zip(seen["grad"], expected, strict=True):
-        torch.testing.assert_close(a, b, atol=1e-12, rtol=0)
+        torch.testing.assert_close(a / scale, b, atol=1e-12, rtol=0)
 
 
 def test_the_constant_baseline_is_the_regression_of_past_draws():
@@ -233,7 +251,7 @@ def test_the_constant_baseline_is_the_regression_of_past_draws():
     ensemble.begin_epoch(1)
     expected = torch.zeros(2, dtype=torch.float64)
     for _ in range(3):
-        images = ensemble.next_images()
+        images, _ = ensemble.next_batch()
         keys = stream_keys(ensemble.seeds, 0, ensemble.step)
         logits = ensemble.vae.encode(images)[0].detach().requires_grad_()
         z = sample(logits, "reinmax", generator=CounterGenerator(keys))

@@ -15,7 +15,7 @@ from reinmax_tutorial.categorical import (
     softplus,
 )
 
-TILE = {"cpu": 2**17, "cuda": 2**22}
+TILE = {"cpu": 2**18, "cuda": 2**22}
 """Noise numbers held at once on a device, for each member of an ensemble."""
 
 
@@ -24,11 +24,11 @@ def centred(cotangent: Tensor, one_hot: Tensor) -> Tensor:
     return cotangent - (cotangent * one_hot).sum(-1, keepdim=True)
 
 
-def closeness(E: Tensor, E_D: Tensor, log_w: Tensor, temperature: float) -> Tensor:
-    """The ratios u_i = exp((x_i - x_D)/τ); 1 where log w is +inf, as for D itself."""
-    if temperature == 1:  # E_D w / (E_D w + E): no logarithm, and as many digits
-        return 1 / (1 + E * (1 / E_D) * (-log_w).exp())
-    return (softplus(E.log() - log_w - E_D.log()) / -temperature).exp()
+def closeness(ratio: Tensor, log_w: Tensor, temperature: float) -> Tensor:
+    """u_i = exp((x_i - x_D)/τ) from E_i/E_D; 1 where log w is +inf, as for D itself."""
+    if temperature == 1:  # w / (w + E_i/E_D): no logarithm, and as many digits
+        return (ratio * (-log_w).exp()).add_(1).reciprocal_()
+    return (softplus(ratio.log() - log_w) / -temperature).exp()
 
 
 def mean_conditional_vjp(
@@ -80,7 +80,7 @@ def mean_conditional_vjp(
             shape = (*row_w.shape[:-1], k)
             E = exponential(shape, cotangent, generator)
             E_D = E.gather(-2, row_index.expand(*shape[:-2], 1, k))
-            u = closeness(E, E_D, row_w, temperature)
+            u = closeness(E / E_D, row_w, temperature)
             weight = 1 / u.sum(-2, keepdim=True)
             y_g = (row_g @ u) * weight
             y = y + u @ weight.mT

@@ -133,6 +133,7 @@ class Ensemble:
             [member.optimizer for member in self.configs],
             [member.learning_rate for member in self.configs],
             compiled,
+            gradient_scale=config.batch_size,  # of a sum over images, not of a mean
         )
         learned = [group.network for group in self.groups if group.network]
         self.baseline_optimisers = [
@@ -152,11 +153,15 @@ class Ensemble:
         used = self.steps_per_epoch * config.batch_size
         self.order = torch.zeros(members, used, dtype=torch.int64, device=self.device)
         self.offsets = torch.arange(config.batch_size, device=self.device)
+        self.keys = torch.zeros_like(self.seeds).repeat(self.steps_per_epoch, 1)
 
-    def _optimiser(self, parameters, kinds, rates, compiled):
+    def _optimiser(self, parameters, kinds, rates, compiled, gradient_scale=1.0):
+        settings = (parameters, kinds, rates)
         if self.device.type == "cpu":
-            return FusedOptimiser(parameters, kinds, rates)
-        return DeviceOptimiser(parameters, kinds, rates, compiled=compiled)
+            return FusedOptimiser(*settings, gradient_scale=gradient_scale)
+        return DeviceOptimiser(
+            *settings, gradient_scale=gradient_scale, compiled=compiled
+        )
 
     def without_compiling(self) -> None:
         """Take the plain form of every optimiser's update."""
@@ -170,28 +175,34 @@ class Ensemble:
             optimiser.zero_grad()
 
     def begin_epoch(self, epoch: int) -> None:
-        """Shuffle: one permutation per seed and epoch (1 is the first)."""
-        keys = stream_keys(self.seeds.cpu(), ORDER, epoch).tolist()
+        """Shuffle, one permutation per seed and epoch (1 is the first); new keys."""
+        seeds = self.seeds.cpu()
+        keys = stream_keys(seeds, ORDER, epoch).tolist()
         orders = {}
-        for seed, key in zip(self.seeds.tolist(), keys, strict=True):
+        for seed, key in zip(seeds.tolist(), keys, strict=True):
             if seed not in orders:
                 shuffler = torch.Generator().manual_seed(key)
                 orders[seed] = torch.randperm(len(self.train), generator=shuffler)
-        rows = [orders[seed] for seed in self.seeds.tolist()]
+        rows = [orders[seed] for seed in seeds.tolist()]
         self.order.copy_(torch.stack(rows)[:, : self.order.shape[1]])
+        first = (epoch - 1) * self.steps_per_epoch
+        steps = torch.arange(first, first + self.steps_per_epoch).unsqueeze(1)
+        self.keys.copy_(stream_keys(seeds, TRAINING, steps))
         self.sums.zero_()
 
-    def next_images(self) -> Tensor:
-        """The batch of this step, [M, B, pixels] in [0, 1]."""
+    def next_batch(self) -> tuple[Tensor, Tensor]:
+        """For this step: images, [M, B, pixels] in [0, 1], and keys of noise, [M]."""
         within = self.step % self.steps_per_epoch
         columns = within * self.config.batch_size + self.offsets
         index = self.order.index_select(1, columns)
-        return scaled(self.train.pixels[index], self.train.levels, self.dtype)
+        pixels = self.train.pixels.index_select(0, index.flatten())
+        images = scaled(pixels, self.train.levels, self.dtype)
+        keys = self.keys.index_select(0, within.reshape(1)).squeeze(0)
+        return images.reshape(*index.shape, -1), keys
 
     def train_step(self) -> None:
         """One update of every member; nothing is read back from the device."""
-        images = self.next_images()
-        keys = stream_keys(self.seeds, TRAINING, self.step)
+        images, keys = self.next_batch()
         logits, features = self.vae.encode(images)
         if self.config.is_pathwise:
             codes = [group.codes(logits, features, keys) for group in self.groups]
@@ -208,10 +219,6 @@ class Ensemble:
             self._check(loss)
             for group in self.groups:
                 group.learn()
-            parameters = self.optimiser.parameters
-            torch._foreach_div_(
-                [p.grad for p in parameters], float(self.config.batch_size)
-            )
             for optimiser in (self.optimiser, *self.baseline_optimisers):
                 alive = self.alive if optimiser is self.optimiser else None
                 optimiser.step(alive)
@@ -220,9 +227,9 @@ class Ensemble:
 
     def _check(self, loss: Tensor) -> None:
         """Flag the members whose loss or gradient is not finite."""
-        finite = loss.isfinite().all(1)
-        for layer in (*self.vae.encoder, *self.vae.decoder):
-            finite &= layer.bias.grad.sum((1, 2)).isfinite()
+        layers = (*self.vae.encoder, *self.vae.decoder)
+        sums = [loss.sum(1), *(layer.bias.grad.sum((1, 2)) for layer in layers)]
+        finite = torch.stack(sums).isfinite().all(0)
         newly = self.alive & ~finite
         self.failed_at.copy_(torch.where(newly, self.step, self.failed_at))
         self.alive &= finite

@@ -44,6 +44,7 @@ class FusedOptimiser:
         parameters: stacked parameters, [M, ...].
         kinds: "adam" or "radam", one per member.
         learning_rates: one per member; equal (kind, rate) should be neighbours.
+        gradient_scale: how many times the gradient each .grad is.
     """
 
     def __init__(
@@ -51,6 +52,8 @@ class FusedOptimiser:
         parameters: Sequence[nn.Parameter],
         kinds: Sequence[str],
         learning_rates: Sequence[float],
+        *,
+        gradient_scale: float = 1.0,
     ):
         self.parameters = list(parameters)
         self.settings = list(zip(kinds, learning_rates, strict=True))
@@ -61,13 +64,18 @@ class FusedOptimiser:
             kind, rate = self.settings[start]
             params = [nn.Parameter(p.detach()[start:stop]) for p in self.parameters]
             groups.append({"params": params, "lr": rate, "kind": kind, "rate": rate})
-        self.adam = torch.optim.Adam(groups, betas=(BETA1, BETA2), eps=EPS, fused=True)
+        # m and √v grow with the gradients; with eps grown too, m/(√v + eps) stays
+        self.scale, self.eps = gradient_scale, EPS * gradient_scale
+        self.adam = torch.optim.Adam(
+            groups, betas=(BETA1, BETA2), eps=self.eps, fused=True
+        )
         self.count = 0
 
     @torch.no_grad()
     def step(self, alive: Tensor | None = None) -> None:
         """One update from the .grad of the stacked parameters; the dead stay."""
-        dead = [] if alive is None else (~alive).nonzero().flatten().tolist()
+        well = alive is None or bool(alive.all())
+        dead = [] if well else (~alive).nonzero().flatten().tolist()
         kept = [(p, m, p[m].clone()) for m in dead for p in self.parameters]
         self.count += 1
         factor = rectification(self.count)
@@ -78,7 +86,7 @@ class FusedOptimiser:
                 part.grad = whole.grad[start:stop]
             if group["kind"] == "radam":
                 group["lr"] = group["rate"] * (factor or 0.0)
-                group["eps"] = EPS / math.sqrt(1 - BETA2**self.count)
+                group["eps"] = self.eps / math.sqrt(1 - BETA2**self.count)
         self.adam.step()
         if factor is None:
             self._plain_momentum()
@@ -90,7 +98,7 @@ class FusedOptimiser:
         """RAdam's first steps: momentum only."""
         for group in self.adam.param_groups:
             if group["kind"] == "radam":
-                size = group["rate"] / (1 - BETA1**self.count)
+                size = group["rate"] / (1 - BETA1**self.count) / self.scale
                 for part in group["params"]:
                     part.sub_(self.adam.state[part]["exp_avg"], alpha=size)
 
@@ -120,6 +128,7 @@ class DeviceOptimiser:
         parameters: stacked parameters, [M, ...].
         kinds: "adam" or "radam", one per member.
         learning_rates: one per member.
+        gradient_scale: how many times the gradient each .grad is.
         compiled: let torch.compile make one kernel of it.
     """
 
@@ -129,9 +138,10 @@ class DeviceOptimiser:
         kinds: Sequence[str],
         learning_rates: Sequence[float],
         *,
+        gradient_scale: float = 1.0,
         compiled: bool = False,
     ):
-        self.parameters = list(parameters)
+        self.parameters, self.scale = list(parameters), gradient_scale
         first = self.parameters[0]
         self.rates = torch.tensor(
             learning_rates, dtype=first.dtype, device=first.device
@@ -151,7 +161,7 @@ class DeviceOptimiser:
         factors = step_factors(self.count, self.rates, self.rectified, alive)
         for p, m, v in zip(self.parameters, self.means, self.squares, strict=True):
             flat = (x.flatten(1) for x in (p, p.grad, m, v))  # one rank for all
-            self.update(*flat, *factors)
+            self.update(*flat, *factors, self.scale)
 
     def zero_grad(self) -> None:
         """Forget the gradients."""
@@ -198,9 +208,11 @@ def updated(
     adaptive: Tensor,
     eps: Tensor,
     plain: Tensor,
+    scale: float,
 ) -> None:
     """One elementwise step in place; a member whose size is NaN keeps its numbers."""
     alive = adaptive == adaptive
+    gradient = gradient / scale
     m = mean.lerp(gradient, 1 - BETA1)
     v = torch.lerp(square, gradient * gradient, 1 - BETA2)
     moved = parameter - adaptive * m / (v.sqrt() + eps) - plain * m
