@@ -1,15 +1,25 @@
-"""Rewrite the tables of notation.md and api.md from the records.
+"""Rewrite the tables of the reference pages from what they are about.
 
     python book/tables.py
 
-Each table stands between a pair of marked comments, so that it can be
-read in the source as well; a test compares them with the records.
+notation.md and api.md are made from the estimators' records, results.md
+from the committed tables of training results. Each table stands between
+a pair of marked comments, so that it can be read in the source as well;
+a test compares them with their sources.
 """
 
 from pathlib import Path
 
+import reinmax_tutorial as rt
 from reinmax_tutorial.estimators import ESTIMATORS
 from reinmax_tutorial.estimators.record import OPTIONS
+from reinmax_tutorial.experiments.results import (
+    RESULTS,
+    compare,
+    format_differences,
+    format_table,
+)
+from reinmax_tutorial.experiments.sweeps import SWEEPS
 
 BOOK = Path(__file__).resolve().parent
 
@@ -92,9 +102,59 @@ def option_table():
     return "\n".join(lines)
 
 
+def made_by(provenance):
+    """Who made a table, when, on what, and for how long."""
+    hours = provenance["training_seconds"] / 3600
+    devices = ", ".join(provenance["device"])
+    versions = ", ".join(provenance["torch"])
+    return (
+        f"`{provenance['command']}`, commit `{provenance['commit']}`: "
+        f"{provenance['finished']} of {provenance['members']} runs, "
+        f"last finished {provenance['last_finished'][:10]}, "
+        f"{hours:.1f} h of training on {devices} with torch {versions}."
+    )
+
+
+def committed(name):
+    """Whether the results of a sweep are there."""
+    return (RESULTS / f"{name}.csv").is_file()
+
+
+def training_tables():
+    """Every committed sweep, for results.md."""
+    blocks = []
+    for name, sweep in SWEEPS.items():
+        if committed(name):
+            table = rt.load_results(name)
+            pairs = compare(table, within=sweep.within)
+            blocks += [
+                f"## `{name}`: {sweep.purpose}",
+                made_by(table.attrs["provenance"]),
+                format_table(table),
+                "Differences on test images, paired over seeds:",
+                format_differences(pairs),
+            ]
+    return "\n\n".join(blocks)
+
+
+def missing_sweeps():
+    """The sweeps that were never run, for results.md."""
+    lines = [row("sweep", "runs", "purpose"), row(*["---"] * 3)]
+    for name, sweep in SWEEPS.items():
+        if not committed(name):
+            first = f"after `{sweep.search}`" if sweep.search else ""
+            runs = first or str(len(sweep.configs()))
+            lines.append(row(f"`{name}`", runs, sweep.purpose))
+    return "\n".join(lines)
+
+
 TABLES = {
     "notation.md": {"formulas": formula_table},
     "api.md": {"promises": promise_table, "options": option_table},
+    "results.md": {
+        "trained": training_tables,
+        "missing": missing_sweeps,
+    },
 }
 
 

@@ -49,7 +49,7 @@ class CounterGenerator:
     def __init__(self, key: Tensor):
         self.key = key
         self.position = 0
-        self.start = mixed(key.reshape(-1, 1) ^ 0x2545F4914F6CDD1D)
+        self.start = None  # of each stream; made when first needed
 
     @property
     def members(self) -> int:
@@ -62,6 +62,8 @@ class CounterGenerator:
             self.position, self.position + count, device=self.key.device
         )
         self.position += count
+        if self.start is None:
+            self.start = mixed(self.key.reshape(-1, 1) ^ 0x2545F4914F6CDD1D)
         # Key first, factor second: a compiler may take index * factor for an index
         # expression that never overflows, and drop the bounds of its loop.
         return mixed((index + self.start).mul_(-7046029254386353131))

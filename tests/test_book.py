@@ -248,7 +248,7 @@ def test_every_estimator_has_promises_a_source_and_a_chapter_that_names_it():
         assert name in text or name == "exact" and "exact_gradient" in text, name
 
 
-@pytest.mark.parametrize("page", ["notation.md", "api.md"])
+@pytest.mark.parametrize("page", ["notation.md", "api.md", "results.md"])
 def test_tables_are_those_of_the_records(page, monkeypatch):
     monkeypatch.setattr(sys, "path", [str(BOOK), *sys.path])
     import tables

@@ -17,6 +17,7 @@ from reinmax_tutorial.experiments.results import (
     RESULTS,
     collect,
     compare,
+    format_differences,
     format_table,
     holm,
     paired,
@@ -127,6 +128,30 @@ def test_compare_uses_the_seeds_that_both_have():
     table = made_up({"reinmax": [1.0, 2.0, 3.0], "straight_through": [3.0, 5.0]})
     (row,) = compare(table).to_dict("records")
     assert row["difference"] == -2.5 and row["seeds"] == 2
+
+
+def test_compare_stays_within_a_shape_or_what_it_is_told():
+    parts = []
+    for categories in (8, 16):
+        part = made_up(VALUES)
+        part["num_categories"] = categories
+        parts.append(part)
+    table = pd.concat(parts, ignore_index=True)
+    assert len(compare(table)) == 2 * 3
+    inside = compare(table, within=["estimator"])
+    assert len(inside) == 3 and (inside["difference"] == 0).all()
+    assert inside.loc[0, "first"] == "reinmax 8"
+    assert inside.loc[0, "second"] == "reinmax 16"
+
+
+def test_format_differences():
+    lines = format_differences(compare(made_up(VALUES)), digits=1).splitlines()
+    assert lines[0].count("|") == lines[2].count("|") == 7
+    low, high = -2 - 4.302653 / math.sqrt(3), -2 + 4.302653 / math.sqrt(3)
+    p = 3 * (1 - math.sqrt(12 / 14))
+    assert lines[2] == (
+        f"| reinmax | straight_through | -2.0 | {low:.1f} to {high:.1f} | {p:.1f} | 3 |"
+    )
 
 
 def test_format_table():

@@ -24,11 +24,11 @@ def centred(cotangent: Tensor, one_hot: Tensor) -> Tensor:
     return cotangent - (cotangent * one_hot).sum(-1, keepdim=True)
 
 
-def closeness(ratio: Tensor, log_w: Tensor, temperature: float) -> Tensor:
-    """u_i = exp((x_i - x_D)/τ) from E_i/E_D; 1 where log w is +inf, as for D itself."""
-    if temperature == 1:  # w / (w + E_i/E_D): no logarithm, and as many digits
-        return (ratio * (-log_w).exp()).add_(1).reciprocal_()
-    return (softplus(ratio.log() - log_w) / -temperature).exp()
+def closeness(E: Tensor, E_D: Tensor, log_w: Tensor, temperature: float) -> Tensor:
+    """u_i = exp((x_i - x_D)/τ); 1 where log w is +inf, as for D itself."""
+    if temperature == 1:  # E_D w / (E_D w + E): no logarithm, and as many digits
+        return torch.addcmul(E.new_ones(()), E, (-log_w).exp() / E_D).reciprocal_()
+    return (softplus((E / E_D).log() - log_w) / -temperature).exp()
 
 
 def mean_conditional_vjp(
@@ -66,26 +66,27 @@ def mean_conditional_vjp(
     g = centred(cotangent, one_hot).reshape(members, -1, 1, C)
     log_w = torch.where(one_hot > 0.5, math.inf, log_weights)  # so that u_D = 1
     log_w = log_w.reshape(members, -1, C, 1)
-    index = one_hot.argmax(-1).reshape(members, -1, 1, 1)
+    index = one_hot.argmax(-1).reshape(members, -1)
     size = TILE["cpu" if cotangent.device.type == "cpu" else "cuda"]
     at_once = min(K, max(1, size // C))
     rows = max(1, size // (at_once * C))
     means = []
     for start in range(0, max(1, g.shape[1]), rows):  # once for an empty batch
         part = slice(start, start + rows)
-        row_g, row_w, row_index = g[:, part], log_w[:, part], index[:, part]
-        y, y_yg = 0.0, 0.0  # sums over the draws of y and of y ⟨y, g⟩
+        row_g, row_w, row_index = g[:, part], log_w[:, part], index[:, part].flatten()
+        chosen = row_index + C * torch.arange(len(row_index), device=index.device)
+        sums = 0.0  # over the draws: of y and of y ⟨y, g⟩
         for first in range(0, K, at_once):
             k = min(at_once, K - first)
             shape = (*row_w.shape[:-1], k)
             E = exponential(shape, cotangent, generator)
-            E_D = E.gather(-2, row_index.expand(*shape[:-2], 1, k))
-            u = closeness(E / E_D, row_w, temperature)
+            E_D = E.reshape(-1, k).index_select(0, chosen)
+            u = closeness(E, E_D.reshape(*shape[:-2], 1, k), row_w, temperature)
             weight = 1 / u.sum(-2, keepdim=True)
             y_g = (row_g @ u) * weight
-            y = y + u @ weight.mT
-            y_yg = y_yg + u @ (weight * y_g).mT
-        means.append(y * row_g.mT - y_yg)
+            sums = sums + torch.cat([weight, weight * y_g], -2) @ u.mT
+        y, y_yg = sums.split(1, -2)
+        means.append(y * row_g - y_yg)
     mean = torch.cat(means, 1) / (K * temperature)
     return mean.reshape(cotangent.shape)
 

@@ -39,6 +39,9 @@ from reinmax_tutorial.experiments.storage import (
 )
 from reinmax_tutorial.experiments.sweeps import SWEEPS, find_sweep
 
+MOST_PAIRS = 40
+"""Most differences that are printed after a run."""
+
 
 class Plan(NamedTuple):
     """What a command line asks for."""
@@ -228,7 +231,22 @@ def run(arguments: argparse.Namespace) -> int:
         )
     )
     print(progress_table(table))
+    print(differences(table, sweep.within))
+    spent = sum(todo.folder.timing(config)["seconds"] for config in todo.configs)
+    sitting = time.monotonic() - started
+    print(f"{duration(spent)} of training in all, {duration(sitting)} in this sitting")
     return 0
+
+
+def differences(table: pd.DataFrame, within: Sequence[str]) -> str:
+    """Paired differences of −ELBO on the last split that the table has."""
+    split = table["split"].iloc[-1]
+    pairs = results.compare(table, split=split, within=within)
+    if pairs.empty or pairs["seeds"].max() < 2:
+        return "no differences: they need two settings and two seeds"
+    if len(pairs) > MOST_PAIRS:
+        return f"{len(pairs)} pairs of settings: {results.__name__}.compare lists them"
+    return f"paired over seeds, {split}:\n{results.format_differences(pairs)}"
 
 
 def progress_table(table: pd.DataFrame) -> str:

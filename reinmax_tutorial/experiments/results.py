@@ -23,6 +23,7 @@ from reinmax_tutorial.experiments.storage import (
 )
 
 COLUMNS = ("run_id", *FIELDS, *ROWS)
+SHAPE = ("num_categories", "num_latents")
 RESULTS = resources.files("reinmax_tutorial") / "results"
 
 
@@ -186,9 +187,10 @@ def compare(
     split: str = "test",
     metric: str = "negative_elbo",
     by: Sequence[str] | None = None,
+    within: Sequence[str] = SHAPE,
     confidence: float = 0.95,
 ) -> pd.DataFrame:
-    """Every pair of settings, compared seed by seed.
+    """Pairs of settings, compared seed by seed.
 
     Runs of one seed start from the same weights and see the same images in the same
     order, so their difference is less noisy than either. The interval is Student's
@@ -200,6 +202,7 @@ def compare(
         split: "train", "validation" or "test".
         metric: what is compared.
         by: the columns that tell settings apart; those that vary by default.
+        within: columns in which the two settings of a pair must agree.
         confidence: of each interval, uncorrected.
 
     Returns:
@@ -210,15 +213,15 @@ def compare(
     """
     by = list(by or varying(table))
     last = at_end(table, split=split, metric=metric)
-    labels = last[by].astype(str).agg(" ".join, axis=1)
-    wide = last.assign(setting=labels).pivot(
-        index="seed", columns="setting", values="value"
-    )
-    wide = wide[list(dict.fromkeys(labels))]
+    labels = last[by].apply(lambda column: column.map(shown)).agg(" ".join, axis=1)
+    blocks = last.assign(setting=labels).groupby(list(within), sort=False)
     rows = []
-    for first, second in itertools.combinations(wide.columns, 2):
-        difference = (wide[first] - wide[second]).dropna()
-        rows.append((first, second, *paired(difference.to_numpy(), confidence)))
+    for _, block in blocks:
+        wide = block.pivot(index="seed", columns="setting", values="value")
+        names = block["setting"].unique()
+        for first, second in itertools.combinations(names, 2):
+            difference = (wide[first] - wide[second]).dropna()
+            rows.append((first, second, *paired(difference.to_numpy(), confidence)))
     names = ["first", "second", "difference", "low", "high", "p", "seeds"]
     result = pd.DataFrame(rows, columns=names)
     result.insert(5, "p_holm", holm(result.pop("p").to_numpy()))
@@ -285,6 +288,30 @@ def format_table(
     lines = [header, ["---"] * len(header)]
     for key, cells in columns.items():
         lines.append([*key, *(cells.get(s, "") for s in present), str(seeds[key])])
+    return "\n".join(f"| {' | '.join(line)} |" for line in lines)
+
+
+def format_differences(pairs: pd.DataFrame, *, digits: int = 2) -> str:
+    """The rows of `compare` as a Markdown table; the interval is at 95 %.
+
+    Args:
+        pairs: as from compare.
+        digits: after the point.
+    """
+    head = ["first", "second", "first - second", "95 % interval", "p, Holm", "seeds"]
+    lines = [head, ["---"] * len(head)]
+    for row in pairs.to_dict("records"):
+        low, high = (f"{row[end]:.{digits}f}" for end in ("low", "high"))
+        lines.append(
+            [
+                row["first"],
+                row["second"],
+                f"{row['difference']:.{digits}f}",
+                f"{low} to {high}",
+                f"{row['p_holm']:.{digits}f}",
+                str(row["seeds"]),
+            ]
+        )
     return "\n".join(f"| {' | '.join(line)} |" for line in lines)
 
 

@@ -14,6 +14,7 @@ from dataclasses import dataclass
 import pandas as pd
 
 from reinmax_tutorial.experiments.config import TrainConfig
+from reinmax_tutorial.experiments.results import SHAPE
 
 SHAPES = ("8x4", "4x24", "8x16", "16x12", "64x8", "10x30")
 
@@ -57,6 +58,7 @@ class Sweep:
         settings: makes the runs at seed 0; a sweep with `search` is given the table
             of that sweep.
         search: name of the sweep whose table chooses the settings.
+        within: fields in which two settings must agree to be compared.
         on_large: fields for data sets larger than the digits, when --data asks for
             one.
     """
@@ -66,6 +68,7 @@ class Sweep:
     seeds: int
     settings: Callable[..., list[TrainConfig]]
     search: str | None = None
+    within: tuple[str, ...] = SHAPE
     on_large: tuple[tuple[str, int], ...] = ()
 
     def configs(
@@ -312,6 +315,7 @@ SWEEPS = {
             "score baselines on MNIST 8x4, 20 epochs, for CPUs",
             3,
             baseline_short,
+            within=(*SHAPE, "estimator", "temperature"),
         ),
         Sweep("paper", "the paper's table: 6 shapes, 160 epochs", 10, paper),
         Sweep("paper_beta", "the paper's figure over beta", 5, paper_beta),
@@ -332,7 +336,13 @@ SWEEPS = {
             search="fair_search",
         ),
         Sweep("coupling", "ReinMax-CV: coupling, strength, temperature", 5, coupling),
-        Sweep("baseline", "score baselines at full length", 10, baseline),
+        Sweep(
+            "baseline",
+            "score baselines at full length",
+            10,
+            baseline,
+            within=(*SHAPE, "estimator", "temperature"),
+        ),
     )
 }
 
