@@ -56,6 +56,7 @@ def execute(path):
         kernel_name="python3",
         record_timing=False,
         coalesce_streams=True,  # however the kernel flushed
+        extra_arguments=["--IPKernelApp.log_level=40"],  # errors only
         resources={"metadata": {"path": str(BOOK)}},
     ).execute()
     seconds = time.perf_counter() - start

@@ -10,14 +10,19 @@ a test compares them with their sources.
 
 from pathlib import Path
 
+import numpy as np
+
 import reinmax_tutorial as rt
 from reinmax_tutorial.estimators import ESTIMATORS
 from reinmax_tutorial.estimators.record import OPTIONS
 from reinmax_tutorial.experiments.results import (
     RESULTS,
+    at_end,
     compare,
     format_differences,
     format_table,
+    shown,
+    varying,
 )
 from reinmax_tutorial.experiments.sweeps import SWEEPS
 
@@ -120,6 +125,24 @@ def committed(name):
     return (RESULTS / f"{name}.csv").is_file()
 
 
+def collapsed(table):
+    """A sentence on the runs that no longer learn their code."""
+    last = at_end(table, split="train", metric="kl")
+    ceiling = last["num_latents"] * np.log(last["num_categories"])
+    stuck = last[ceiling - last["value"] < 0.01]
+    if stuck.empty:
+        return "No run ended collapsed."
+    by = varying(table)
+    names = []
+    for setting, runs in stuck.groupby(by, sort=False):
+        seeds = ", ".join(map(str, runs["seed"]))
+        names.append(f"{' '.join(map(shown, setting))} (seeds {seeds})")
+    return (
+        f"{len(stuck)} of {len(last)} runs ended collapsed, "
+        f"with KL at its ceiling: {'; '.join(names)}."
+    )
+
+
 def training_tables():
     """Every committed sweep, for results.md."""
     blocks = []
@@ -131,6 +154,7 @@ def training_tables():
                 f"## `{name}`: {sweep.purpose}",
                 made_by(table.attrs["provenance"]),
                 format_table(table),
+                collapsed(table),
                 "Differences on test images, paired over seeds:",
                 format_differences(pairs),
             ]
