@@ -49,7 +49,7 @@ class CounterGenerator:
     def __init__(self, key: Tensor):
         self.key = key
         self.position = 0
-        self.start = None  # of each stream; made when first needed
+        self.start = self.index = None  # made when first needed
 
     @property
     def members(self) -> int:
@@ -58,15 +58,15 @@ class CounterGenerator:
 
     def _words(self, count: int) -> Tensor:
         """`count` 64-bit words per stream, shape [M, count]."""
-        index = torch.arange(
-            self.position, self.position + count, device=self.key.device
-        )
-        self.position += count
         if self.start is None:
             self.start = mixed(self.key.reshape(-1, 1) ^ 0x2545F4914F6CDD1D)
+        if self.index is None or len(self.index) != count:  # tiles are of one size
+            self.index = torch.arange(count, device=self.key.device)
+        start = self.start + self.position
+        self.position += count
         # Key first, factor second: a compiler may take index * factor for an index
         # expression that never overflows, and drop the bounds of its loop.
-        return mixed((index + self.start).mul_(-7046029254386353131))
+        return mixed((self.index + start).mul_(-7046029254386353131))
 
     def uniform(self, shape, dtype: torch.dtype) -> Tensor:
         """Uniform numbers strictly between 0 and 1, of 23 (float32) or 52 bits."""

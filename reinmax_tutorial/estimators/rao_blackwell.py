@@ -27,7 +27,8 @@ def centred(cotangent: Tensor, one_hot: Tensor) -> Tensor:
 def closeness(E: Tensor, E_D: Tensor, log_w: Tensor, temperature: float) -> Tensor:
     """u_i = exp((x_i - x_D)/τ); 1 where log w is +inf, as for D itself."""
     if temperature == 1:  # E_D w / (E_D w + E): no logarithm, and as many digits
-        return torch.addcmul(E.new_ones(()), E, (-log_w).exp() / E_D).reciprocal_()
+        per_E = (-log_w).exp() * (1 / E_D)
+        return torch.addcmul(E.new_ones(()), E, per_E).reciprocal_()
     return (softplus((E / E_D).log() - log_w) / -temperature).exp()
 
 
