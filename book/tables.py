@@ -15,6 +15,7 @@ import numpy as np
 import reinmax_tutorial as rt
 from reinmax_tutorial.estimators import ESTIMATORS
 from reinmax_tutorial.estimators.record import OPTIONS
+from reinmax_tutorial.experiments.command_line import duration
 from reinmax_tutorial.experiments.results import (
     RESULTS,
     at_end,
@@ -109,14 +110,14 @@ def option_table():
 
 def made_by(provenance):
     """Who made a table, when, on what, and for how long."""
-    hours = provenance["training_seconds"] / 3600
+    spent = duration(provenance["training_seconds"])
     devices = ", ".join(provenance["device"])
     versions = ", ".join(provenance["torch"])
     return (
         f"`{provenance['command']}`, commit `{provenance['commit']}`: "
         f"{provenance['finished']} of {provenance['members']} runs, "
         f"last finished {provenance['last_finished'][:10]}, "
-        f"{hours:.1f} h of training on {devices} with torch {versions}."
+        f"{spent} of training on {devices} with torch {versions}."
     )
 
 
