@@ -2,8 +2,8 @@
 
     python benchmarks/step_time.py --write
 
-measures both in turns in one process, takes medians, and with --write stores
-benchmarks/step_time.csv and the tables in benchmarks/README.md that are made from it.
+measures both in turns, each in its own process, takes medians, and with --write
+stores benchmarks/step_time.csv and the tables in benchmarks/README.md made from it.
 
 The plain loop is what one writes first: a DataLoader that turns pictures into tensors
 one by one, as torchvision's MNIST does, torch's RAdam with its defaults, `.item()` at

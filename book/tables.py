@@ -22,6 +22,7 @@ from reinmax_tutorial.experiments.results import (
     compare,
     format_differences,
     format_table,
+    markdown,
     shown,
     varying,
 )
@@ -164,13 +165,12 @@ def training_tables():
 
 def missing_sweeps():
     """The sweeps that were never run, for results.md."""
-    lines = [row("sweep", "runs", "purpose"), row(*["---"] * 3)]
-    for name, sweep in SWEEPS.items():
-        if not committed(name):
-            first = f"after `{sweep.search}`" if sweep.search else ""
-            runs = first or str(len(sweep.configs()))
-            lines.append(row(f"`{name}`", runs, sweep.purpose))
-    return "\n".join(lines)
+    rows = [
+        (f"`{name}`", sweep.size, sweep.purpose)
+        for name, sweep in SWEEPS.items()
+        if not committed(name)
+    ]
+    return markdown(("sweep", "size", "purpose"), rows)
 
 
 TABLES = {

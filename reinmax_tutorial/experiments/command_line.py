@@ -396,11 +396,7 @@ def duration(seconds: float) -> str:
 def list_sweeps(arguments: argparse.Namespace) -> int:
     """Print the committed sweeps."""
     for sweep in SWEEPS.values():
-        if sweep.search:
-            size = f"after {sweep.search}"
-        else:
-            size = f"{len(sweep.configs())} runs"
-        print(f"{sweep.name:18} {size:18} {sweep.purpose}")
+        print(f"{sweep.name:18} {sweep.size:18} {sweep.purpose}")
     return 0
 
 

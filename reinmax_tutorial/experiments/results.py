@@ -284,11 +284,11 @@ def format_table(
             error = "" if row["seeds"] < 2 else f" ± {row['std_error']:.{digits}f}"
             columns.setdefault(key, {})[split] = f"{row['mean']:.{digits}f}{error}"
             seeds[key] = row["seeds"]
-    header = [*by, *present, "seeds"]
-    lines = [header, ["---"] * len(header)]
-    for key, cells in columns.items():
-        lines.append([*key, *(cells.get(s, "") for s in present), str(seeds[key])])
-    return "\n".join(f"| {' | '.join(line)} |" for line in lines)
+    rows = [
+        [*key, *(cells.get(s, "") for s in present), str(seeds[key])]
+        for key, cells in columns.items()
+    ]
+    return markdown([*by, *present, "seeds"], rows)
 
 
 def format_differences(pairs: pd.DataFrame, *, digits: int = 2) -> str:
@@ -299,19 +299,23 @@ def format_differences(pairs: pd.DataFrame, *, digits: int = 2) -> str:
         digits: after the point.
     """
     head = ["first", "second", "first - second", "95 % interval", "p, Holm", "seeds"]
-    lines = [head, ["---"] * len(head)]
-    for row in pairs.to_dict("records"):
-        low, high = (f"{row[end]:.{digits}f}" for end in ("low", "high"))
-        lines.append(
-            [
-                row["first"],
-                row["second"],
-                f"{row['difference']:.{digits}f}",
-                f"{low} to {high}",
-                f"{row['p_holm']:.{digits}f}",
-                str(row["seeds"]),
-            ]
-        )
+    rows = [
+        [
+            row["first"],
+            row["second"],
+            f"{row['difference']:.{digits}f}",
+            f"{row['low']:.{digits}f} to {row['high']:.{digits}f}",
+            f"{row['p_holm']:.{digits}f}",
+            str(row["seeds"]),
+        ]
+        for row in pairs.to_dict("records")
+    ]
+    return markdown(head, rows)
+
+
+def markdown(head: Sequence[str], rows: Sequence[Sequence[str]]) -> str:
+    """A Markdown table of cells that are text already."""
+    lines = [head, ["---"] * len(head), *rows]
     return "\n".join(f"| {' | '.join(line)} |" for line in lines)
 
 

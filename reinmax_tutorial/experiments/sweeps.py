@@ -47,6 +47,10 @@ STORED = {
 }  # fmt: skip
 
 
+METHOD = (*SHAPE, "estimator", "temperature")
+"""Fields in which runs that differ in their baseline agree."""
+
+
 @dataclass(frozen=True)
 class Sweep:
     """A named list of runs.
@@ -70,6 +74,11 @@ class Sweep:
     search: str | None = None
     within: tuple[str, ...] = SHAPE
     on_large: tuple[tuple[str, int], ...] = ()
+
+    @property
+    def size(self) -> str:
+        """How many runs, where that does not wait for another sweep."""
+        return f"after {self.search}" if self.search else f"{len(self.configs())} runs"
 
     def configs(
         self, *, seeds: int | None = None, searched: pd.DataFrame | None = None
@@ -315,7 +324,7 @@ SWEEPS = {
             "score baselines on MNIST 8x4, 20 epochs, for CPUs",
             3,
             baseline_short,
-            within=(*SHAPE, "estimator", "temperature"),
+            within=METHOD,
         ),
         Sweep("paper", "the paper's table: 6 shapes, 160 epochs", 10, paper),
         Sweep("paper_beta", "the paper's figure over beta", 5, paper_beta),
@@ -341,7 +350,7 @@ SWEEPS = {
             "score baselines at full length",
             10,
             baseline,
-            within=(*SHAPE, "estimator", "temperature"),
+            within=METHOD,
         ),
     )
 }
